@@ -1,0 +1,176 @@
+"""What Ray, the store and MLflow add to a search: per task and per trial.
+
+    python -m benchmarks.search_overhead [--trials N]
+
+Trivial trials (a tiny net on scikit-learn's digits, one epoch, packs of one, one method, two
+tasks) run three ways: by the Ray searcher with MLflow as `clsearch run` does, by the Ray searcher
+without MLflow, and in this process alone with nothing but the training. Two sizes of grid are
+fitted by a line: its slope is the cost per trial, its start the cost per task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks._machine import machine
+from clsearch.config import Config, parse_config
+from clsearch.folder import open_store
+from clsearch.protocols import Job, Tracker
+from clsearch.records import TrialRecord
+from clsearch.scenarios.base import TaskData
+from clsearch.search.ray_backend import RaySearcher
+from clsearch.sequence import Search
+from clsearch.store import Store, read_commit
+from clsearch.system import resolve
+from clsearch.tracking import MLflowTracker
+from clsearch.trial import run_pack
+
+TASKS = 2
+PER_TRIAL, PER_TASK = 0.1, 5.0
+"""Targets in seconds."""
+
+
+class Silent:
+    """A tracker and a progress that do nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *args, **kwargs: 0
+
+
+class InProcess:
+    """A searcher without workers: one pack after the other, here."""
+
+    workers, device = 1, "cpu"
+
+    def run(
+        self,
+        config: Config,
+        jobs: Sequence[Job],
+        data: Mapping[int, TaskData],
+        store: Store,
+        on_record: Callable[[TrialRecord], None],
+    ) -> Mapping[str, str]:
+        for job in jobs:
+            commit = None if job.parent is None else read_commit(store, job.parent)
+            parent = None if commit is None else commit[0]
+            parts = [data[number] for number in job.parts]
+            for record in run_pack(config, job, parts, parent, store, torch.device("cpu")):
+                on_record(record)
+        return {}
+
+    def close(self) -> None:
+        return
+
+
+class NoStore(Store):
+    """A store that keeps bundles in memory."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.kept: dict[tuple[str, str], dict[str, bytes]] = {}
+
+    def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
+        self.kept[kind, key] = dict(files)
+
+    def read(self, kind: str, key: str) -> dict[str, bytes] | None:
+        return self.kept.get((kind, key))
+
+
+def config_of(trials: int) -> Config:
+    return resolve(
+        parse_config(
+            {
+                "name": "overhead",
+                "scenario": {"name": "permuted", "source": "digits", "tasks": TASKS},
+                "model": {"name": "mlp", "hidden": [20]},
+                "training": {"epochs": 1},
+                "methods": [
+                    {"name": "finetune", "grid": {"lr": {"logspace": [1e-4, 1e-2, trials]}}}
+                ],
+                "resources": {"pack": 1},
+            }
+        )
+    )
+
+
+def seconds(trials: int, searcher: Any, mlflow: bool, stored: bool) -> tuple[float, float, float]:
+    """Seconds a task of `trials` trials takes; what MLflow then still delivers, and all of it."""
+    config = config_of(trials)
+    with tempfile.TemporaryDirectory(prefix="clsearch-overhead-") as folder:
+        out = Path(folder)
+        store = open_store(out) if stored else NoStore(str(out))
+        search = Search(config, out, store)
+        tracker: Tracker | Silent = MLflowTracker(out) if mlflow else Silent()
+        tracker.start(search.info())
+        begun = time.perf_counter()
+        found = search.run(searcher, tracker, Silent())  # type: ignore[arg-type]
+        ran = time.perf_counter() - begun
+        tracker.close(120.0)
+        delivered = time.perf_counter() - begun - ran
+    if any(record.status != "COMPLETE" for record in found.records):
+        raise RuntimeError(f"a trial failed: {found.records}")
+    return ran / TASKS, delivered, delivered + ran
+
+
+def fit(few: int, many: int, run: Callable[[int], float]) -> tuple[float, float]:
+    """(seconds per task, seconds per trial) from runs of `few` and of `many` trials a task."""
+    short, long = run(few), run(many)
+    slope = (long - short) / (many - few)
+    return short - few * slope, slope
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=40, help="trials of a task, at most")
+    given = parser.parse_args()
+    print(machine())
+    begun = time.perf_counter()
+    searcher = RaySearcher(config_of(1).resources)
+    started = time.perf_counter() - begun
+    late = 0.0
+
+    def whole(trials: int) -> float:
+        nonlocal late
+        ran, late, _ = seconds(trials, searcher, True, True)
+        return ran
+
+    try:
+        seconds(1, searcher, False, True)  # the first run pays for imports
+        ways: dict[str, Callable[[int], float]] = {
+            "training alone, in process": lambda n: seconds(n, InProcess(), False, False)[0],
+            "+ store": lambda n: seconds(n, InProcess(), False, True)[0],
+            "+ Ray": lambda n: seconds(n, searcher, False, True)[0],
+            "+ MLflow": whole,
+        }
+        print(f"Ray starts in {started:.1f} s, with {searcher.workers} workers")
+        print(f"{'':<28}{'s a task':>10}{'ms a trial':>12}")
+        found = {name: fit(2, given.trials, run) for name, run in ways.items()}
+    finally:
+        searcher.close()
+    for name, (task, trial) in found.items():
+        print(f"{name:<28}{task:>10.2f}{1e3 * trial:>12.1f}")
+    (task0, trial0), (task1, trial1) = found["training alone, in process"], found["+ MLflow"]
+    task = task1 - task0
+    # Workers share the training between them; their overhead is what the wall clock shows beyond.
+    trial = trial1 - trial0 / searcher.workers
+    print(f"added per task  {task:6.2f} s   target {PER_TASK:g} s   {_verdict(task, PER_TASK)}")
+    print(
+        f"added per trial {1e3 * trial:6.1f} ms  target {1e3 * PER_TRIAL:g} ms  "
+        f"{_verdict(trial, PER_TRIAL)}"
+    )
+    print(f"MLflow had {late:.1f} s left to deliver after {TASKS} tasks of {given.trials} trials")
+
+
+def _verdict(value: float, target: float) -> str:
+    return "reached" if value <= target else "NOT reached"
+
+
+if __name__ == "__main__":
+    main()

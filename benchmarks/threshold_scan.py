@@ -1,0 +1,151 @@
+"""Threshold scan: one masked forward per threshold against the nested incremental scan.
+
+    python -m benchmarks.threshold_scan
+
+Both sides get the same weights, activities and validation samples, in one process on one thread,
+alternating; the best of the repetitions counts. The naive side gets its images normalised once
+and kept, the scan normalises them itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from benchmarks._machine import machine
+from clsearch.models.base import Params, initial_head, initial_parameters
+from clsearch.models.mlp import MLP, MLPOptions
+from clsearch.pruning.activity import mean_activity
+from clsearch.pruning.scan import threshold_scan, thresholds
+from clsearch.rng import generator
+from clsearch.scenarios.base import InputTransform
+from clsearch.training.batch import Batch, DeviceData, Readout, answer
+
+SHAPE = (1, 28, 28)
+TRANSFORM = InputTransform(255.0, (0.1307,), (0.3081,))
+READOUT = Readout((0,))
+
+
+def idx(path: Path) -> Tensor:
+    """An unpacked IDX file of bytes (the MNIST format) as a uint8 tensor."""
+    raw = np.fromfile(path, dtype=np.uint8)
+    shape = raw[4 : 4 + 4 * raw[3]].view(">i4").tolist()
+    return torch.from_numpy(raw[4 + 4 * raw[3] :].reshape(shape))
+
+
+def load(samples: int) -> tuple[DeviceData, DeviceData, str]:
+    """Training data, `samples` validation samples, and what they are: MNIST, or noise."""
+    folder = Path(os.environ.get("CLSEARCH_DATA", "../shared/data")) / "MNIST" / "raw"
+    if (folder / "train-images-idx3-ubyte").exists():
+        images = idx(folder / "train-images-idx3-ubyte").unsqueeze(1)
+        labels = idx(folder / "train-labels-idx1-ubyte").long()
+        what = f"trained on MNIST from {folder}"
+    else:
+        source = generator("benchmark", "noise")
+        images = torch.randint(0, 256, (20_000, *SHAPE), generator=source, dtype=torch.uint8)
+        labels = torch.randint(0, 10, (20_000,), generator=source)
+        what = f"trained on noise, activities skewed by biases (no MNIST in {folder})"
+    parts = [(images[samples:], labels[samples:]), (images[:samples], labels[:samples])]
+    train, validation = (DeviceData(x, y, None, TRANSFORM) for x, y in parts)
+    return train, validation, what
+
+
+def trained(backbone: MLP, data: DeviceData, steps: int, l1: float, skew: bool) -> Params:
+    """Adam with L1 on the weights (CLNP §2.2), batches of 256."""
+    params = initial_parameters(backbone, generator("benchmark", "initial"))
+    params |= initial_head(0, 10, backbone.unit_layers[-1].units, generator("benchmark", "head"))
+    if skew:
+        for unit in backbone.unit_layers:
+            params[unit.bias] -= torch.linspace(0, 1, unit.units) ** 2
+    leaves = [p.requires_grad_() for p in params.values()]
+    adam = torch.optim.Adam(leaves, lr=1e-3, fused=True)
+    order = torch.randperm(len(data), generator=generator("benchmark", "order"))
+    for step in range(steps):
+        start = step * 256 % (len(data) - 256)
+        batch = data.batch(order[start : start + 256])
+        logits, _ = answer(backbone, params, batch.x, READOUT, None)
+        loss = cross_entropy(logits, batch.y)
+        loss = loss + l1 * sum(p.abs().sum() for p in leaves if p.ndim == 2)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return {name: p.detach() for name, p in params.items()}
+
+
+def naive(
+    backbone: MLP,
+    params: Params,
+    activity: dict[str, Tensor],
+    batches: list[Batch],
+    points: tuple[float, ...],
+) -> list[int]:
+    """Samples answered right at each threshold: one masked full forward per threshold."""
+    hits = []
+    with torch.inference_mode():
+        for theta in points:
+            gates = {name: values > theta for name, values in activity.items()}
+            right = 0
+            for batch in batches:
+                logits, _ = answer(backbone, params, batch.x, READOUT, gates)
+                right += int((logits.argmax(1) == batch.y).sum())
+            hits.append(right)
+    return hits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--thresholds", type=int, default=50)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--batch", type=int, default=1000, help="samples a forward, both sides")
+    parser.add_argument("--repeat", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    train, validation, what = load(given.samples)
+    print(machine())
+    print(f"{given.thresholds} thresholds, {given.samples} samples; weights {what}")
+    for width in (256, 2000):
+        compare(width, train, validation, given, "noise" in what)
+
+
+def compare(
+    width: int, train: DeviceData, validation: DeviceData, given: argparse.Namespace, skew: bool
+) -> None:
+    """Measures both on MLP 784-width-width-10 and prints a line."""
+    backbone = MLP(MLPOptions(hidden=[width, width]), SHAPE)
+    params = trained(backbone, train, given.steps, 1e-5, skew)
+    seen = DeviceData(train.inputs[:5000], train.labels[:5000], None, TRANSFORM)
+    activity = mean_activity(backbone, params, seen, None, given.batch)
+    prunable = {name: torch.ones(len(a), dtype=torch.bool) for name, a in activity.items()}
+    points = thresholds(activity, prunable, given.thresholds)
+    batches = list(validation.batches(given.batch))
+    slow, fast = float("inf"), float("inf")
+    for _ in range(given.repeat):
+        start = time.perf_counter()
+        expected = naive(backbone, params, activity, batches, points)
+        middle = time.perf_counter()
+        scan = threshold_scan(
+            backbone, params, READOUT, None, prunable, activity, validation,
+            len(points), given.batch,
+        )  # fmt: skip
+        slow = min(slow, middle - start)
+        fast = min(fast, time.perf_counter() - middle)
+    found = [round(point.accuracy * len(validation)) for point in scan]
+    apart = max(abs(a - b) for a, b in zip(expected, found, strict=True))
+    print(
+        f"784-{width}-{width}-10: naive {slow:.3f} s, scan {fast:.3f} s, {slow / fast:.1f} x; "
+        f"largest difference {apart} samples; accuracy {scan[0].accuracy:.4f} at 0, "
+        f"{scan[len(scan) // 2].accuracy:.4f} half-way; "
+        f"{sum(scan[0].free)} of {2 * width} neurons dead"
+    )
+
+
+if __name__ == "__main__":
+    main()

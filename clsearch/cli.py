@@ -1,0 +1,142 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from clsearch.errors import ClsearchError
+
+app = typer.Typer(
+    name="clsearch",
+    help="Hyperparameter and graceful-forgetting search for continual learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a run.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="Join a running Ray cluster: `auto` or HOST:PORT. Default: a local one."),
+]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server. Default: a database in the output folder.")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes of a local run.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the data sets.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the search.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder. Default: runs/NAME of the config.")
+    ] = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    workers: Workers = None,
+    data: Data = None,
+) -> None:
+    """Search a sequence of tasks: train, select, commit, and seed the next task.
+
+    Run again, it trains only what is missing: after an interruption, with a larger grid, with
+    another margin.
+    """
+    from clsearch.config import load_config
+    from clsearch.run import Options, run_search
+
+    loaded = load_config(config)
+    target = out or Path("runs") / loaded.name
+    run_search(loaded, target, Options(address, tracking_uri, workers, data), Console())
+
+
+@app.command()
+def resume(
+    out: Folder,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    workers: Workers = None,
+    data: Data = None,
+) -> None:
+    """Finish an interrupted run: nothing that had finished is trained again."""
+    from clsearch.folder import run_config
+    from clsearch.run import Options, run_search
+
+    run_search(run_config(out), out, Options(address, tracking_uri, workers, data), Console())
+
+
+@app.command()
+def status(out: Folder) -> None:
+    """Show how far a run is."""
+    from clsearch.run import print_status
+
+    print_status(out, Console())
+
+
+@app.command()
+def select(
+    out: Folder,
+    margin: Annotated[float, typer.Option(help="Percentage points of validation accuracy.")],
+    to: Annotated[Path | None, typer.Option(help="Also write the selections, as JSON.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
+) -> None:
+    """Select again from a run's finished trials, with another margin. Trains nothing."""
+    from clsearch.run import reselect
+
+    reselect(out, margin, to, force, Console())
+
+
+@app.command()
+def export(
+    out: Folder,
+    method: Annotated[str, typer.Option(help="Method, by its label.")],
+    task: Annotated[int, typer.Option(help="Task, counted from 1.")],
+    to: Annotated[Path, typer.Option(help="File to write: .pt2 or .safetensors.")],
+    seed: Annotated[int | None, typer.Option(help="Seed. Default: the run's first.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+) -> None:
+    """Write the selected model of a task, with its head, to a file."""
+    from clsearch.run import export_selected
+
+    console = Console()
+    path, metadata = export_selected(out, method, task, seed, to, force)
+    accuracy = metadata["metrics"]["test_accuracy"]
+    console.print(f"{path}: {method}, task {task}, test accuracy {100 * accuracy:.2f} %")
+    console.print(f"{path}.json: what it is, how it was chosen, its digests")
+
+
+@app.command()
+def doctor(data: Data = None) -> None:
+    """Check versions, devices, Ray, MLflow and data folders; say what to mend."""
+    from clsearch.doctor import examine
+
+    raise typer.Exit(examine(data, Console()))
+
+
+def _stop(signum: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into messages and exit codes."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` stays in force
+            signal.signal(number, _stop)
+    try:
+        app()
+    except ClsearchError as error:
+        print(f"clsearch: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,324 @@
+"""The configuration: pydantic models read from YAML, checked whole before anything starts."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from clsearch.errors import InputError
+from clsearch.messages import NAME, NAME_IN_WORDS, from_pydantic
+from clsearch.records import digest
+
+
+class Strict(BaseModel):
+    """A frozen section of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Plugin(BaseModel):
+    """A plug-in by name, its options beside the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(description="Name of the plug-in.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+MAX_AXIS = 10_000
+"""Values of one axis, at most."""
+
+
+class Space(Strict):
+    """A range of values: from and to (both included) and how many."""
+
+    logspace: tuple[float, float, int] | None = Field(
+        None, description="`[low, high, n]`: n values from low to high, equal ratios."
+    )
+    linspace: tuple[float, float, int] | None = Field(
+        None, description="`[low, high, n]`: n values from low to high, equal steps."
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Space:
+        if (self.logspace is None) == (self.linspace is None):
+            raise ValueError("either logspace or linspace, as [low, high, n]")
+        low, high, n = self.logspace or self.linspace or (0.0, 0.0, 0)
+        ordered = -math.inf < low <= high < math.inf
+        if not 1 <= n <= MAX_AXIS or not ordered or (self.logspace and low <= 0):
+            raise ValueError(
+                f"[low, high, n] with low <= high, n from 1 to {MAX_AXIS}, and low > 0 for logspace"
+            )
+        return self
+
+    def values(self) -> list[float]:
+        low, high, n = self.logspace or self.linspace or (0.0, 0.0, 0)
+        if n == 1:
+            return [low]
+        if self.logspace:
+            inner = [low * (high / low) ** (i / (n - 1)) for i in range(1, n - 1)]
+        else:
+            inner = [low + (high - low) * i / (n - 1) for i in range(1, n - 1)]
+        return [low, *inner, high]
+
+
+def _axis_kind(value: Any) -> str:
+    """Which form of an axis a value is meant to be: errors then speak of that form alone."""
+    if isinstance(value, Space | dict):
+        return "an axis given as a space"
+    return "an axis given as a list" if isinstance(value, list) else "an axis given as a number"
+
+
+def _no_truth(value: Any) -> Any:
+    """YAML's `yes` and `true` are no numbers."""
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    return value
+
+
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_no_truth)]
+Axis = Annotated[
+    Annotated[
+        list[Number], Field(min_length=1, max_length=MAX_AXIS), Tag("an axis given as a list")
+    ]
+    | Annotated[Space, Tag("an axis given as a space")]
+    | Annotated[Number, Tag("an axis given as a number")],
+    Discriminator(_axis_kind),
+]
+Grid = dict[str, Axis]
+
+
+def axis_values(axis: Axis) -> list[float]:
+    """The distinct values of one axis of a grid, in order."""
+    values = (
+        axis.values() if isinstance(axis, Space) else axis if isinstance(axis, list) else [axis]
+    )
+    return list(dict.fromkeys(float(v) for v in values))
+
+
+class MethodConfig(Strict):
+    """One method to compare."""
+
+    name: str = Field(description="Name of the method.")
+    label: str = Field(
+        "", description="Name in tables and of the chain; default the method's name. Unique."
+    )
+    options: dict[str, Any] = Field({}, description="Options of the method.")
+    regularizers: list[Plugin] = Field(
+        [], description="Regularisers added to its loss, each by name with its options."
+    )
+    grid: Grid = Field({}, description="Axes of this method's grid, over those of `search.grid`.")
+
+    @property
+    def chain_name(self) -> str:
+        return self.label or self.name
+
+
+class TrainingConfig(Strict):
+    """How every trial is trained."""
+
+    epochs: int = Field(10, ge=1, description="Passes over the training samples, at most.")
+    batch_size: int = Field(64, ge=1, description="Samples in a step.")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="Update rule.")
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of `sgd`.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="Stop a member after so many epochs without a better validation accuracy and"
+        " keep its best weights; null trains all epochs and keeps the last.",
+    )
+    precision: Literal["fp32"] = Field("fp32", description="Arithmetic of training.")
+
+    @model_validator(mode="after")
+    def _momentum(self) -> TrainingConfig:
+        if self.momentum and self.optimizer != "sgd":
+            step = "Leave it out, or take `optimizer: sgd`."
+            raise InputError("training.momentum", self.momentum, "0 with adam", step)
+        return self
+
+
+class SearchConfig(Strict):
+    """What is searched, and on which tasks."""
+
+    protocol: Literal["current_task", "first_task"] = Field(
+        "current_task",
+        description="`current_task` searches the grid at every task; `first_task` at task 1 only"
+        " and keeps the hyperparameters selected there (CLNP §3.1).",
+    )
+    grid: Grid = Field({}, description="Axes shared by all methods that know the hyperparameter.")
+
+
+class SelectionConfig(Strict):
+    """The CLNP selector: the sparsest model within the margin."""
+
+    margin: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Percentage points of validation accuracy that may be given up for capacity.",
+    )
+    thresholds: int = Field(
+        50, ge=1, le=10_000, description="Activity thresholds scanned per trial, at most."
+    )
+
+
+class ResourcesConfig(Strict):
+    """Where trials run. Nothing here changes a result."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto` takes a GPU where the cluster has one."
+    )
+    gpus: float = Field(
+        1.0, gt=0, le=1, description="Share of a GPU that one pack takes, on `cuda`."
+    )
+    workers: int | None = Field(
+        None, ge=1, description="Worker processes of a local run; default one for each core."
+    )
+    pack: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Members trained together, at most; `auto` fits layers and device."
+    )
+
+
+class TrackingConfig(Strict):
+    """Where MLflow keeps the audit trail."""
+
+    uri: str | None = Field(
+        None, description="MLflow server; default a database in the output folder."
+    )
+
+
+Seed = Annotated[int, BeforeValidator(_no_truth), Field(ge=0, le=2**63 - 1)]
+
+
+class Config(Strict):
+    """A whole search: tasks, methods, grid."""
+
+    name: str = Field(
+        "experiment",
+        pattern=NAME,
+        description="Name of the experiment; also names its randomness and its folder.",
+    )
+    scenario: Plugin = Field(description="The sequence of tasks: name and options.")
+    model: Plugin = Field(
+        Plugin(name="mlp"), description="The backbone: name and options.", validate_default=True
+    )
+    methods: list[MethodConfig] = Field(min_length=1, description="The methods to compare.")
+    seeds: list[Seed] = Field(
+        [0], min_length=1, description="Repeats: one chain for each method and seed."
+    )
+    training: TrainingConfig = TrainingConfig()
+    search: SearchConfig = SearchConfig()
+    selection: SelectionConfig = SelectionConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _unique(self) -> Config:
+        labels = [m.chain_name for m in self.methods]
+        for i, label in enumerate(labels):
+            field = f"methods[{i}].{'label' if self.methods[i].label else 'name'}"
+            if not re.fullmatch(NAME, label):
+                raise InputError(field, label, NAME_IN_WORDS)
+            if label in labels[:i]:
+                step = "Give one of them another `label`."
+                raise InputError(field, label, "each method once, or under another label", step)
+        for i, seed in enumerate(self.seeds):
+            if seed in self.seeds[:i]:
+                raise InputError(f"seeds[{i}]", seed, "each seed once")
+        return self
+
+    def identity(self) -> str:
+        """Digest of what an output folder belongs to: name, scenario, model and training.
+
+        Grids, methods, seeds, margin and resources may change between runs of one folder: the
+        journal is keyed by content.
+        """
+        scenario = {
+            k: v
+            for k, v in self.scenario.model_dump().items()
+            if k not in ("root", "download", "tasks")
+        }
+        return digest(
+            {
+                "name": self.name,
+                "scenario": scenario,
+                "model": self.model.model_dump(),
+                "training": self.training.model_dump(),
+            }
+        )
+
+
+MAX_BYTES, MAX_NODES = 1_000_000, 100_000
+
+
+def load_config(path: Path) -> Config:
+    """Reads and checks a YAML file; raises `InputError` for the first thing that is wrong."""
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError("config", str(path), "a readable YAML file", str(error)) from error
+    if len(raw) > MAX_BYTES:
+        raise InputError("config", str(path), "a YAML file of at most 1 MB")
+    try:
+        text = raw.decode("utf-8")
+        _check_nodes(yaml.compose(text, yaml.SafeLoader), str(path))
+        data = yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError("config", str(path), "YAML that is not nested this deep") from error
+    except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise InputError("config", str(path), "valid YAML", f"The reader said: {said}") from error
+    if not isinstance(data, dict):
+        raise InputError("config", str(path), "a YAML mapping with scenario and methods")
+    return parse_config(data)
+
+
+def _check_nodes(root: yaml.Node | None, path: str) -> None:
+    """Refuses a key that stands twice, and aliases that would unfold to more than `MAX_NODES`."""
+    sizes: dict[int, float] = {}
+
+    def size(node: yaml.Node | None) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # what an alias to a node around it unfolds to
+            children: list[yaml.Node] = []
+            if isinstance(node, yaml.SequenceNode):
+                children = node.value
+            elif isinstance(node, yaml.MappingNode):
+                children = [part for pair in node.value for part in pair]
+                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                for key in {k for k in keys if keys.count(k) > 1}:
+                    line = node.start_mark.line + 1
+                    step = f"It stands twice in the mapping that begins in line {line} of {path}."
+                    raise InputError("config", key, "each key once", step)
+            sizes[id(node)] = 1 + sum(map(size, children))
+        return sizes[id(node)]
+
+    if size(root) > MAX_NODES:
+        raise InputError("config", path, f"YAML of at most {MAX_NODES} values, aliases unfolded")
+
+
+def parse_config(data: dict[str, Any]) -> Config:
+    """A mapping to a checked `Config`; raises `InputError`."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise from_pydantic(error, Config) from error

@@ -1,0 +1,53 @@
+"""The errors clsearch raises on purpose; each carries the exit code of the command line."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring, _SHORT.maxother = 400, 200
+
+
+class ClsearchError(Exception):
+    """The run failed for a reason that has a name. Exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(ClsearchError):
+    """Something the user gave is wrong. Exit code 2; the message is all the user has to read.
+
+    `field` is where it stands (`methods[0].grid.lr`), `value` what was found, `allowed` what may
+    stand there, `step` what to do next.
+    """
+
+    exit_code = 2
+
+    def __init__(self, field: str, value: object, allowed: str, step: str = "") -> None:
+        self.field, self.value, self.allowed, self.step = field, value, allowed, step
+        message = f"{field}: {_SHORT.repr(value)} is not allowed. Allowed: {allowed}."
+        super().__init__(f"{message} {step}".rstrip())
+
+
+class StoreError(ClsearchError):
+    """Records or checkpoints cannot be written or read (disk full, no permission, store away)."""
+
+
+class DamagedError(StoreError):
+    """A stored file does not match the SHA-256 its manifest names."""
+
+
+class InterruptedRunError(ClsearchError):
+    """The user or the system stopped the run (Ctrl-C, SIGTERM); it can be taken up again."""
+
+    exit_code = 130
+
+
+class DepletedError(ClsearchError):
+    """A method has no free neurons left to learn the task with: an ordinary end of a chain."""
+
+
+def unknown(field: str, value: object, known: Iterable[str]) -> InputError:
+    """An unknown name, refused with the known ones listed."""
+    return InputError(field, value, "one of " + ", ".join(sorted(known)))

@@ -1,0 +1,61 @@
+"""Files of an output folder: written whole or not at all, and owned by one driver at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from clsearch.errors import InputError, StoreError
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Replaces a file in one step: a reader sees the old or the new one, never a part.
+
+    Raises `StoreError` when it cannot be written (disk full, no permission).
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            place.write_bytes(raw)
+            place.replace(path)
+        except BaseException:
+            place.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Holds a folder against a second driver while the block runs.
+
+    Raises `InputError` when another process holds it. The hold ends with the process, however it
+    ends.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(
+                "output folder",
+                str(folder),
+                "a folder that no other run is writing to",
+                "Wait for that run, or stop it.",
+            ) from error
+        yield
+    finally:
+        os.close(handle)

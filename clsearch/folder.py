@@ -1,0 +1,129 @@
+"""An output folder: whose it is, and what stands in it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+
+from clsearch.config import Config, load_config
+from clsearch.errors import DamagedError, InputError
+from clsearch.files import atomic_write, owned
+from clsearch.records import Selection, TaskResult, TrialRecord
+from clsearch.store import Store, read_record
+
+
+def open_store(out: Path) -> Store:
+    """The journal and the checkpoints of an output folder."""
+    return Store(str((out / "checkpoints").absolute()))
+
+
+@contextlib.contextmanager
+def claimed(out: Path, config: Config) -> Iterator[None]:
+    """Makes the folder this config's and holds it against a second driver while the block runs.
+
+    Folders it made go away again if nothing was put into them. Raises `InputError`.
+    """
+    made = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    try:
+        claim(out, config)
+        with owned(out):
+            yield
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def claim(out: Path, config: Config) -> None:
+    """Makes the folder this config's, or finds it so. Raises `InputError` if it is another's.
+
+    Grids, methods, seeds, margin and resources may differ from the run before: its trials are
+    taken up again where they fit.
+    """
+    saved = out / "config.yaml"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK | os.X_OK)
+        empty = not any(out.iterdir())
+    except OSError as error:
+        raise InputError("--out", str(out), "a folder that can be written", str(error)) from error
+    if not writable:
+        raise InputError("--out", str(out), "a folder that can be written")
+    if saved.exists():
+        theirs = load_config(saved)
+        if theirs.identity() != config.identity():
+            parts = [
+                name
+                for name in ("name", "scenario", "model", "training")
+                if getattr(theirs, name) != getattr(config, name)
+            ]
+            raise InputError(
+                "--out",
+                str(out),
+                "a new folder, or one of the same experiment",
+                f"It belongs to another config ({', '.join(parts)} differ). Choose another --out.",
+            )
+    elif not empty:
+        raise InputError("--out", str(out), "an empty or new folder, or that of a run")
+
+
+def write_config(out: Path, config: Config) -> None:
+    """Writes the resolved config of a run."""
+    data = config.model_dump(mode="json", exclude_none=True)
+    atomic_write(out / "config.yaml", yaml.safe_dump(data, sort_keys=False))
+
+
+def run_config(out: Path) -> Config:
+    """The config of a run. Raises `InputError` for a folder that holds none."""
+    saved = out / "config.yaml"
+    if not saved.is_file():
+        raise InputError(
+            "DIR",
+            str(out),
+            "the output folder of a run, with its config.yaml",
+            "`clsearch run CONFIG --out DIR` makes one.",
+        )
+    return load_config(saved)
+
+
+def results_of(out: Path) -> list[TaskResult]:
+    """The selections of a run so far, with the test accuracies of its accuracy matrix."""
+    try:
+        selections = json.loads((out / "selections.json").read_bytes())
+        matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
+        found = []
+        for data in selections:
+            commit = data.pop("commit")
+            selection = Selection.from_json(data)
+            rows = matrix[selection.method][str(selection.seed)]
+            found.append(TaskResult(selection, commit, tuple(rows[selection.task - 1])))
+        return found
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DamagedError(
+            f"selections.json or accuracy_matrix.json in {out} cannot be read ({error!r}). "
+            f"`clsearch resume {out}` writes them again."
+        ) from error
+
+
+def records_of(out: Path) -> list[TrialRecord]:
+    """The finished trials that `trials.parquet` of a run names, from its journal."""
+    table = out / "trials.parquet"
+    if not table.is_file():
+        return []
+    store = open_store(out)
+    try:
+        keys = pq.read_table(table, columns=["trial_key"])["trial_key"].to_pylist()
+    except (OSError, ValueError) as error:
+        raise DamagedError(
+            f"{table} cannot be read ({error}). `clsearch resume {out}` writes it again."
+        ) from error
+    records = [read_record(store, key) for key in keys]
+    return [r for r in records if r is not None]

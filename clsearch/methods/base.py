@@ -1,0 +1,201 @@
+"""The contract of a continual-learning method: pure functions, every hook with a default.
+
+A method holds its options and the backbone, never a model: parameters and state come in and go
+out. What a task leaves behind is a `ChainState`; what the next task starts from is a `Start`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from clsearch.models.base import (
+    Backbone,
+    Gates,
+    Params,
+    head_names,
+    initial_head,
+    initial_parameters,
+)
+from clsearch.regularizers.base import Hypers
+from clsearch.scenarios.base import Incremental, Task
+from clsearch.space import Hyper
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ChainState:
+    """A chain after a task: every parameter of the network, and what the method remembers."""
+
+    params: Params
+    state: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the trials of a task start, shared by the members of a pack.
+
+    `trainable` names what may change, each with a bool mask that broadcasts to the parameter;
+    a parameter not named is frozen. `gates` silence neurons while this task trains.
+    """
+
+    params: Params
+    state: State
+    trainable: dict[str, Tensor]
+    gates: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may know of the task at hand.
+
+    `tasks` are the tasks this model answers for in training: the current one alone, or all so far
+    for a method with `uses_all_tasks`. `shared_head`: all tasks of the sequence answer with one
+    head. `generator(stream)` is the named randomness of the chain and task.
+    """
+
+    task: Task
+    tasks: tuple[Task, ...]
+    shared_head: bool
+    generator: Callable[[str], torch.Generator]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the training data of a finished task shows of its model, for `consolidate`.
+
+    `activity()` is each neuron's mean activation over the training set, by unit layer (CLNP
+    §2.2). `importance(objective)` is the mean over training samples of the per-sample gradients,
+    by trainable parameter, |·| or squared as the objective says.
+    """
+
+    activity: Callable[[], Mapping[str, Tensor]]
+    importance: Callable[[ImportanceObjective], Params]
+
+
+@dataclass(frozen=True)
+class ImportanceObjective:
+    """A scalar of each sample whose gradient measures importance.
+
+    `value` maps logits `[B, classes]` and labels `[B]` to `[B]`; `moment` says what is averaged
+    over samples: the gradient's magnitude or its square.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    moment: Literal["magnitude", "square"]
+
+
+class MethodOptions(BaseModel):
+    """Options of a method; each declares its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Method(ABC):
+    """A continual-learning method. One file a method; the defaults here are plain fine-tuning.
+
+    `space` declares hyperparameters beyond `lr`; `regularizers` names those that belong to the
+    method. `analytic` says that `add_gradient` is written; otherwise autograd differentiates
+    `penalty`. `prunes`: the selected model is pruned at the selected threshold.
+    `independent`: every task has a model of its own, and no parent. `uses_all_tasks`: trains on
+    the data of all tasks so far, a reference and not a continual learner. `version` is part of
+    every trial's key: raise it when the method's arithmetic changes.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    space: ClassVar[dict[str, Hyper]] = {}
+    regularizers: ClassVar[tuple[str, ...]] = ()
+    scenarios: ClassVar[tuple[Incremental, ...]] = ("task_incremental", "domain_incremental")
+    analytic: ClassVar[bool] = False
+    prunes: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
+    uses_all_tasks: ClassVar[bool] = False
+
+    def __init__(self, options: Any, backbone: Backbone) -> None:
+        self.options, self.backbone = options, backbone
+
+    def begin(self, parent: ChainState | None, context: Context) -> Start:
+        """Parameters, state and trainable masks to start a task from.
+
+        The default goes on from the parent (fresh without one), places a new head where the task
+        has none yet, and trains the backbone and the heads of `context.tasks`. Raises
+        `DepletedError` when nothing is left to learn with.
+        """
+        params = dict(parent.params) if parent else self.fresh_parameters(context)
+        params |= self.new_heads(params, context)
+        heads = [name for task in context.tasks for name in head_names(task.head)]
+        return Start(
+            params, dict(parent.state) if parent else {}, self.everything([*self.body(), *heads])
+        )
+
+    def penalty(self, params: Mapping[str, Tensor], state: State, hyper: Hypers) -> Tensor:
+        """The 0-d term that protects earlier tasks, for one member's trained parameters."""
+        return hyper["lr"].new_zeros(())
+
+    def add_gradient(
+        self, grads: dict[str, Tensor], params: Mapping[str, Tensor], state: State, hyper: Hypers
+    ) -> None:
+        """Adds the gradient of `penalty` to `grads` in place: stacked `[K, …]`, hyper `[K]`."""
+        raise TypeError(f"{self.name} gives no analytic gradient")
+
+    def drift(self, params: Params, state: State) -> float:
+        """Importance-weighted distance from the anchor `Σ Ω (θ − θ*)²`; 0 without importance."""
+        return 0.0
+
+    def prunable(self, state: State) -> dict[str, Tensor]:
+        """By unit layer, bool `[units]`: the neurons that no earlier task needs."""
+        return {u.name: torch.ones(u.units, dtype=torch.bool) for u in self.backbone.unit_layers}
+
+    def consolidate(
+        self,
+        start: Start,
+        params: Params,
+        evidence: Evidence,
+        threshold: float | None,
+        context: Context,
+    ) -> ChainState:
+        """The selected trial's parameters to what the chain remembers of the task.
+
+        `threshold` is the selected activity threshold θ; only a method that prunes heeds it.
+        """
+        return ChainState(params, start.state)
+
+    def gates(self, state: State, task: Task) -> Gates | None:
+        """The gates to answer `task` with, after consolidation; None if it cannot answer."""
+        return {}
+
+    def capacity(self, state: State) -> dict[str, int] | None:
+        """Free neurons by unit layer after consolidation; None if the method keeps no account."""
+        return None
+
+    def body(self) -> list[str]:
+        """The names of the backbone's parameters."""
+        return [name for name, _ in self.backbone.named_parameters()]
+
+    def fresh_parameters(self, context: Context) -> Params:
+        """The backbone's initial parameters, common to all methods of a seed and task."""
+        return initial_parameters(self.backbone, context.generator("initial"))
+
+    def new_heads(self, params: Params, context: Context) -> Params:
+        """Fresh output layers for those of `context.tasks` whose head is not in `params`."""
+        features = self.backbone.unit_layers[-1].units
+        heads: Params = {}
+        for task in context.tasks:
+            if head_names(task.head)[0] not in params | heads:
+                generator = context.generator(f"head-{task.head}")
+                heads |= initial_head(task.head, len(task.classes), features, generator)
+        return heads
+
+    @staticmethod
+    def everything(names: Iterable[str]) -> dict[str, Tensor]:
+        """Masks that train all of the named parameters."""
+        return {name: torch.ones((), dtype=torch.bool) for name in names}

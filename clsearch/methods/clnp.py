@@ -1,0 +1,100 @@
+"""Continual Learning via Neural Pruning (Golkar, Kagan, Cho 2019)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clsearch.errors import DepletedError
+from clsearch.methods.base import ChainState, Context, Evidence, Method, Start, State
+from clsearch.models.base import Gates, Params, head_names
+from clsearch.models.partition import free_rows, without_interference
+from clsearch.scenarios.base import Task
+
+
+class CLNP(Method):
+    """Trains each task in the free neurons of a pruned network (CLNP alg. 1): zero forgetting.
+
+    A task starts with W_int at zero and W_free re-initialised, trains W_free and its head, and is
+    pruned by mean activation over the training set at the selected threshold θ; what stays active
+    is frozen, biases included. With a head for each task, a network without free neurons goes on
+    as last-layer transfer (§3.2). With one shared head, each task owns a part of the last hidden
+    layer and its gate silences the rest (§2.1, fig. 2 right); the output bias is frozen after the
+    first task, and a last layer without free neurons ends the chain. State: `active.<layer>` bool
+    `[units]`, and with a shared head `gate.<task>` bool `[units of the last layer]`.
+    """
+
+    name: ClassVar[str] = "clnp"
+    regularizers: ClassVar[tuple[str, ...]] = ("l1_param",)
+    prunes: ClassVar[bool] = True
+
+    def prunable(self, state: State) -> dict[str, Tensor]:
+        """The free neurons N_l \\ N_act."""
+        if not state:
+            return super().prunable(state)
+        return {u.name: ~state[f"active.{u.name}"] for u in self.backbone.unit_layers}
+
+    def begin(self, parent: ChainState | None, context: Context) -> Start:
+        state = dict(parent.state) if parent else {}
+        free = self.prunable(state)
+        last = self.backbone.unit_layers[-1].name
+        if context.shared_head and not free[last].any():
+            raise DepletedError(f"no free neurons are left in {last}, which the shared head reads")
+        fresh = self.fresh_parameters(context)
+        params = dict(parent.params) if parent else fresh
+        masks = free_rows(params, self.backbone, free)
+        params |= {
+            name: torch.where(mask, fresh[name], params[name]) for name, mask in masks.items()
+        }
+        params = without_interference(
+            params, self.backbone, {layer: ~neurons for layer, neurons in free.items()}
+        )
+        weight, bias = head_names(context.task.head)
+        head = self.new_heads({}, context)
+        if context.shared_head and parent:
+            params[weight] = torch.where(free[last], head[weight], params[weight])
+            masks[weight] = free[last].view(1, -1)
+        else:
+            params |= head
+            masks |= self.everything([weight, bias])
+        return Start(params, state, masks, {last: free[last]} if context.shared_head else {})
+
+    def consolidate(
+        self,
+        start: Start,
+        params: Params,
+        evidence: Evidence,
+        threshold: float | None,
+        context: Context,
+    ) -> ChainState:
+        """Prunes at θ, extends the active set and zeroes the new W_int (CLNP alg. 1)."""
+        activity = evidence.activity()
+        state = dict(start.state)
+        active = {}
+        for layer, free in self.prunable(start.state).items():
+            grown = (
+                free if threshold is None else free & (activity[layer].to(free.device) > threshold)
+            )
+            active[layer] = ~free | grown
+            state[f"active.{layer}"] = active[layer]
+        last = self.backbone.unit_layers[-1].name
+        params = without_interference(params, self.backbone, active)
+        if context.shared_head:
+            state[f"gate.{context.task.number}"] = grown
+        else:
+            weight, _ = head_names(context.task.head)
+            zero = params[weight].new_zeros(())
+            params[weight] = torch.where(active[last], params[weight], zero)
+        return ChainState(params, state)
+
+    def gates(self, state: State, task: Task) -> Gates | None:
+        """With a shared head: the task's own part of the last hidden layer."""
+        if not any(name.startswith("gate.") for name in state):
+            return {}
+        gate = state.get(f"gate.{task.number}")
+        return None if gate is None else {self.backbone.unit_layers[-1].name: gate}
+
+    def capacity(self, state: State) -> dict[str, int]:
+        return {u.name: int((~state[f"active.{u.name}"]).sum()) for u in self.backbone.unit_layers}

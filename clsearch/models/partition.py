@@ -1,0 +1,43 @@
+"""The partition of a network's weights into active, free and interference (CLNP §2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from clsearch.models.base import Backbone, Params
+
+
+def free_rows(params: Params, backbone: Backbone, free: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Masks of W_free: the weights and biases that lead into free neurons (CLNP alg. 1).
+
+    `free[layer]` is bool `[units]`. A parameter without any free entry is left out.
+    """
+    masks = {}
+    for layer in backbone.unit_layers:
+        if free[layer.name].any():
+            weight = params[layer.weight]
+            masks[layer.weight] = free[layer.name].view(-1, *[1] * (weight.ndim - 1))
+            masks[layer.bias] = free[layer.name]
+    return masks
+
+
+def without_interference(
+    params: Params, backbone: Backbone, active: Mapping[str, Tensor]
+) -> Params:
+    """The parameters with W_int, from inactive into active neurons, at exactly zero (CLNP §2.1).
+
+    `active[layer]` is bool `[units]`. Heads are not touched.
+    """
+    result = dict(params)
+    for layer, following in zip(backbone.unit_layers, backbone.unit_layers[1:], strict=False):
+        if layer.outgoing is None:
+            continue
+        weight = result[layer.outgoing]
+        inactive = ~active[layer.name].repeat_interleave(layer.fan)
+        interference = active[following.name][:, None] & inactive[None, :]
+        interference = interference.view(*interference.shape, *[1] * (weight.ndim - 2))
+        result[layer.outgoing] = torch.where(interference, weight.new_zeros(()), weight)
+    return result

@@ -1,0 +1,164 @@
+"""What a running search shows: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from clsearch.config import Config
+from clsearch.protocols import Progress
+from clsearch.records import Chain, Selection, TaskResult, TrialRecord
+from clsearch.scenarios.base import Scenario, TaskData
+from clsearch.system import System, grid_of
+
+EVERY = 10.0
+"""Seconds between two lines of progress where the output is no terminal."""
+
+
+ENOUGH = 20
+"""Trained trials that the time left is told from: the first ones wait for workers to start."""
+
+
+@dataclass
+class _Count:
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    best: float | None = None
+
+
+class ConsoleProgress(Progress):
+    """Shows each task's trials by chain: done, failed, left, best so far, time left; selections
+    as lines that stay.
+
+    Use as a context manager, so that the live table is put away whatever ends the run.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+        self.counts: dict[Chain, _Count] = {}
+        self.header = ""
+        self.expected = self.finished = self.known = 0
+        self.started = self.last_line = time.monotonic()
+
+    def __enter__(self) -> ConsoleProgress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live.is_started:
+            self.live.stop()
+
+    def begin(self, scenario: Scenario, systems: Sequence[System], config: Config) -> None:
+        tasks = len(scenario.tasks)
+        first_only = config.search.protocol == "first_task"
+        per_method = [len(grid_of(config, s)) for s in systems]
+        trials = sum(n + tasks - 1 if first_only else n * tasks for n in per_method)
+        self.expected = trials * len(config.seeds)
+        # Trials a chain has at each task after the first, by its method's label.
+        self.later = {
+            s.label: 1 if first_only else n for s, n in zip(systems, per_method, strict=True)
+        }
+        self.tasks = tasks
+        chains = len(systems) * len(config.seeds)
+        self._say(
+            f"{config.name}: {tasks} tasks ({scenario.name}, {scenario.incremental}), "
+            f"{len(systems)} methods × {len(config.seeds)} seeds = {chains} chains, "
+            f"{self.expected} trials at most"
+        )
+
+    def task(self, data: TaskData, planned: Mapping[Chain, Sequence[str]]) -> None:
+        task = data.task
+        self.header = f"Task {task.number}/{self.tasks} {task.name}"
+        self.counts = {chain: _Count(len(keys)) for chain, keys in planned.items()}
+        self._say(
+            f"{self.header}: {len(data.train)} training, {len(data.validation)} validation, "
+            f"{data.test_size} test samples, {len(task.classes)} classes; "
+            f"{sum(map(len, planned.values()))} trials"
+        )
+        self._draw()
+
+    def record(self, record: TrialRecord, known: bool) -> None:
+        count = self.counts[record.chain]
+        count.done += 1
+        self.finished += 1
+        self.known += known
+        if record.status == "FAILED":
+            count.failed += 1
+        elif record.validation_accuracy is not None:
+            count.best = max(count.best or 0.0, record.validation_accuracy)
+        self._draw()
+
+    def selected(self, result: TaskResult) -> None:
+        selection = result.selection
+        if selection.outcome != "selected":  # a depleted chain has not begun this task either
+            tasks = self.tasks - selection.task + (selection.outcome == "depleted")
+            self.expected -= tasks * self.later[selection.method]
+        self._say(f"  task {selection.task} {selection.chain}: {_in_words(result)}")
+        self._draw()
+
+    def note(self, text: str) -> None:
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        wrap = not self.console.is_terminal  # words wrap on a screen, lines stay whole in a file
+        self.console.print(escape(text), soft_wrap=wrap, highlight=False)
+
+    def _draw(self) -> None:
+        if self.live.is_started:
+            self.live.update(self._table())
+        elif time.monotonic() - self.last_line > EVERY:
+            self.last_line = time.monotonic()
+            self._say(f"  {self.header}: {self.finished}/{self.expected} trials, {self._left()}")
+
+    def _left(self) -> str:
+        """The time the remaining trials take at the pace so far."""
+        trained = self.finished - self.known
+        left = max(self.expected - self.finished, 0)
+        if trained < min(ENOUGH, self.expected):
+            return "time left not known yet"
+        seconds = (time.monotonic() - self.started) / trained * left
+        return f"about {int(seconds // 60)} min {int(seconds % 60):02d} s left"
+
+    def _table(self) -> Table:
+        table = Table(
+            title=f"{self.header} · {self.finished}/{self.expected} trials · {self._left()}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        table.add_column("chain", overflow="fold")
+        for column in ("done", "failed", "left", "best validation %"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for chain, count in self.counts.items():
+            table.add_row(
+                str(chain),
+                str(count.done),
+                str(count.failed),
+                str(max(count.total - count.done, 0)),
+                "" if count.best is None else f"{100 * count.best:.2f}",
+            )
+        return table
+
+
+def _in_words(result: TaskResult) -> str:
+    """A selection in one line."""
+    selection: Selection = result.selection
+    if selection.outcome != "selected":
+        return f"{selection.outcome}: {selection.reason}"
+    hypers = " ".join(f"{n}={v:g}" for n, v in selection.hyperparameters.items())
+    tests = [a for a in result.test if a is not None]
+    test = f", test {100 * sum(tests) / len(tests):.2f} % over {len(tests)} tasks" if tests else ""
+    return (
+        f"{hypers} · validation {100 * (selection.validation_accuracy or 0):.2f} %, "
+        f"sparsity {100 * (selection.sparsity or 0):.0f} %{test}"
+    )

@@ -1,0 +1,132 @@
+"""The seams of the sequence loop: what it needs from a searcher and from a tracker.
+
+`clsearch.search.ray_backend` is the searcher, `clsearch.tracking` the tracker. Neither Ray nor
+MLflow is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from clsearch.config import Config
+from clsearch.records import Chain, TaskResult, TrialRecord
+from clsearch.scenarios.base import Scenario, TaskData
+from clsearch.store import Store
+from clsearch.system import System
+
+
+@dataclass(frozen=True)
+class SearchInfo:
+    """What the tracker says of a search as a whole.
+
+    `digest` identifies the search: the same search replayed finds its runs again by it.
+    `tasks` is one mapping a task: number, name, classes, data digest, and counts of samples.
+    """
+
+    name: str
+    digest: str
+    config: Mapping[str, Any]
+    tasks: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A selection that became the parent of the next task, as the tracker logs it.
+
+    `model_files` is a folder holding the exported model: `model.pt2` and the sample batch
+    `example.npy` it was exported with (None where the chain ended without a model).
+    `seeded_by` is the trial key of the selection at the task before, if there was one.
+    """
+
+    result: TaskResult
+    model_files: Path | None = None
+    seeded_by: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Tracker(Protocol):
+    """Audit trail of a search. No call may block on a server, raise for a dead one, or lose data.
+
+    Every call only appends to a durable outbox in the output folder; delivery goes on beside the
+    search. Repeating a call with the same content has no further effect.
+    """
+
+    def start(self, info: SearchInfo) -> None:
+        """Names the search; before any other call."""
+
+    def trial(self, record: TrialRecord) -> None:
+        """A finished trial."""
+
+    def committed(self, commit: Committed) -> None:
+        """A selection and the model it chose."""
+
+    def finish(self, figures: Sequence[Path], metrics: Mapping[str, float], status: str) -> None:
+        """The end of the search: figures and files as artifacts of the parent run, summary
+        metrics, and `status` (FINISHED, FAILED or KILLED)."""
+
+    def close(self, timeout: float) -> int:
+        """Delivers what it can within `timeout` seconds; returns how many entries still wait."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pack to train: some trials of one chain at one task.
+
+    `method` is the index of the chain's method in the config, `parent` the commit its trials
+    start from, `parts` the tasks whose data it trains on (the current one last).
+    """
+
+    chain: Chain
+    method: int
+    task: int
+    parent: str | None
+    parts: tuple[int, ...]
+    shared_head: bool
+    keys: tuple[str, ...]
+    hypers: tuple[Mapping[str, float], ...]
+
+
+class Searcher(Protocol):
+    """Runs the packs of one task, in parallel, wherever that is."""
+
+    workers: int
+    """Packs that can train at the same time."""
+    device: str
+    """Where packs train: cpu or cuda."""
+
+    def run(
+        self,
+        config: Config,
+        jobs: Sequence[Job],
+        data: Mapping[int, TaskData],
+        store: Store,
+        on_record: Callable[[TrialRecord], None],
+    ) -> Mapping[str, str]:
+        """Trains every job. Finished trials are in the journal when this returns and are reported
+        through `on_record` as they finish. Returns, by trial key, the reason for every trial lost
+        to its workers (killed again and again). Raises `StoreError` if records cannot be written.
+        """
+
+    def close(self) -> None:
+        """Gives the workers back."""
+
+
+class Progress(Protocol):
+    """Who watches a search. Called from the driver's main thread."""
+
+    def begin(self, scenario: Scenario, systems: Sequence[System], config: Config) -> None: ...
+
+    def task(self, data: TaskData, planned: Mapping[Chain, Sequence[str]]) -> None:
+        """A task begins: its data, and the trial keys of every chain that takes part."""
+
+    def record(self, record: TrialRecord, known: bool) -> None:
+        """A finished trial; `known`: it was in the journal already."""
+
+    def selected(self, result: TaskResult) -> None:
+        """A chain's selection at a task, evaluated on test data."""
+
+    def note(self, text: str) -> None:
+        """Something the user should read."""

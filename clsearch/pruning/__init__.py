@@ -1,0 +1,1 @@
+"""Pruning: neuron activity, partition of the weights, threshold scan."""

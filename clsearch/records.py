@@ -1,0 +1,175 @@
+"""What a search leaves behind, as small read-only dataclasses. No torch, no Ray, no MLflow."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+SCHEMA = 1
+"""Version of the code's arithmetic: part of every trial key. Raise it when results change."""
+
+Status = Literal["COMPLETE", "PRUNED", "FAILED"]
+Outcome = Literal["selected", "failed", "depleted"]
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (32 hex digits) of a JSON-able value, independent of the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One (method, seed): it has one parent checkpoint per task."""
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class ScanPoint:
+    """One threshold of a trial's scan: prune what is at or below it, measure what is left.
+
+    `accuracy` is a fraction on validation data; `free[l]` counts the neurons of unit layer l at or
+    below the threshold, of those that no earlier task of a pruning method needs.
+    """
+
+    threshold: float
+    accuracy: float
+    free: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """A finished trial. `validation_accuracy` and the scan are those of its final weights.
+
+    `lost`: the machine failed, not the trial (its workers died, memory ran out). A later run
+    trains it again.
+    """
+
+    trial_key: str
+    method: str
+    seed: int
+    task: int
+    hyperparameters: dict[str, float]
+    status: Status
+    reason: str = ""
+    validation_accuracy: float | None = None
+    drift: float = 0.0
+    layers: tuple[str, ...] = ()
+    units: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
+    scan: tuple[ScanPoint, ...] = ()
+    curve: tuple[float, ...] = ()
+    epochs: int = 0
+    duration: float = 0.0
+    started: float = 0.0
+    device: str = ""
+    host: str = ""
+    pack_size: int = 1
+    lost: bool = False
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(self.method, self.seed)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TrialRecord:
+        """Reads what `to_json` wrote; raises `TypeError` or `KeyError` on anything else."""
+        fields = dict(data)
+        fields["scan"] = tuple(
+            ScanPoint(p["threshold"], p["accuracy"], tuple(p["free"])) for p in fields["scan"]
+        )
+        for name in ("layers", "units", "free", "curve"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trial as the selector saw it, and why it won or lost.
+
+    `threshold` is the highest one that stays at or above the floor (None: nothing can be pruned),
+    `accuracy` the validation accuracy after pruning with it, `free` the free neurons by layer.
+    """
+
+    trial_key: str
+    hyperparameters: dict[str, float]
+    status: Status
+    validation_accuracy: float | None
+    threshold: float | None
+    accuracy: float | None
+    free: tuple[int, ...]
+    sparsity: float
+    drift: float
+    chosen: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The selector's outcome for one chain at one task, with its reason and every candidate.
+
+    `best`, `floor` and `accuracy` are fractions, `margin` percentage points.
+    """
+
+    method: str
+    seed: int
+    task: int
+    outcome: Outcome
+    reason: str
+    margin: float
+    best: float | None = None
+    floor: float | None = None
+    trial_key: str | None = None
+    hyperparameters: dict[str, float] = dataclasses.field(default_factory=dict)
+    validation_accuracy: float | None = None
+    threshold: float | None = None
+    accuracy: float | None = None
+    layers: tuple[str, ...] = ()
+    units: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
+    sparsity: float | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+    @property
+    def chain(self) -> Chain:
+        return Chain(self.method, self.seed)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Selection:
+        fields = dict(data)
+        fields["candidates"] = tuple(
+            Candidate(**{**c, "free": tuple(c["free"])}) for c in fields["candidates"]
+        )
+        for name in ("layers", "units", "free"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A chain after one task: the selection, its commit and the test accuracies it reached.
+
+    `commit` is the key of the stored parent checkpoint of the next task (None when the chain
+    ended). `test[j]` is the test accuracy (fraction) on task j+1, None where the model has no
+    answer for that task. `free` counts what the *stored* model leaves free by layer.
+    """
+
+    selection: Selection
+    commit: str | None
+    test: tuple[float | None, ...] = ()
+    free: tuple[int, ...] = ()

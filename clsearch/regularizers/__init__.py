@@ -1,0 +1,1 @@
+"""Regularisers of weights and representations, one file each, composable with any method."""

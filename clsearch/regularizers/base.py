@@ -1,0 +1,64 @@
+"""The contract of a regulariser."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from clsearch.models.base import Backbone
+from clsearch.space import Hyper
+
+Hypers = Mapping[str, Tensor]
+"""Hyperparameters by name: 0-d for one member, `[K]` for a pack."""
+
+
+class RegularizerOptions(BaseModel):
+    """Options of a regulariser; each declares its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Regularizer(ABC):
+    """A term added to the loss of any method. One file a regulariser.
+
+    `penalty` is the definition, for one member, and autograd takes its gradient. A regulariser of
+    the weights alone may also give the gradient itself: set `analytic` and write `add_gradient`;
+    the contract suite compares the two. `version` is part of every trial's key: raise it when the
+    term changes.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    Options: ClassVar[type[RegularizerOptions]] = RegularizerOptions
+    space: ClassVar[dict[str, Hyper]] = {}
+    analytic: ClassVar[bool] = False
+
+    def __init__(self, options: Any, backbone: Backbone) -> None:
+        self.options, self.backbone = options, backbone
+
+    @abstractmethod
+    def penalty(
+        self, params: Mapping[str, Tensor], activations: Mapping[str, Tensor], hyper: Hypers
+    ) -> Tensor:
+        """The 0-d term of one member: its trained parameters, its activations `[B, units, …]`."""
+
+    @property
+    def updates(self) -> bool:
+        """Whether `after_update` does anything, and has to be called."""
+        return type(self).after_update is not Regularizer.after_update
+
+    def add_gradient(
+        self, grads: dict[str, Tensor], params: Mapping[str, Tensor], hyper: Hypers
+    ) -> None:
+        """Adds the gradient of `penalty` to `grads` in place: stacked `[K, …]`, hyper `[K]`."""
+        raise TypeError(f"{self.name} gives no analytic gradient")
+
+    def after_update(self, params: dict[str, Tensor], hyper: Hypers) -> None:
+        """Called after each optimiser step on the stacked parameters `[K, …]`, in place.
+
+        Only where `updates` says so. Entries that a method froze are put back afterwards.
+        """

@@ -1,0 +1,104 @@
+"""`trials.parquet` and `scan.parquet`: one row per trial, one per trial and threshold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clsearch.files import atomic_write
+from clsearch.records import Candidate, TaskResult, TrialRecord
+
+
+def write_tables(
+    out: Path,
+    records: Sequence[TrialRecord],
+    results: Sequence[TaskResult],
+    layers: Sequence[str] = (),
+) -> None:
+    """Writes `trials.parquet` and `scan.parquet`.
+
+    `layers` names the unit layers in order; by default the records do. A trial's sparsity,
+    threshold, accuracy and free neurons after pruning are the selector's.
+    """
+    ordered = sorted(records, key=lambda r: (r.task, r.method, r.seed, r.trial_key))
+    layers = layers or next((r.layers for r in ordered if r.layers), ())
+    seen: dict[tuple[str, int, int, str], Candidate] = {}
+    for selection in (r.selection for r in results):
+        for candidate in selection.candidates:
+            place = (selection.method, selection.seed, selection.task, candidate.trial_key)
+            seen[place] = candidate
+    names = sorted({name for r in ordered for name in r.hyperparameters})
+    trials = [
+        _trial_row(r, seen.get((r.method, r.seed, r.task, r.trial_key)), names, layers)
+        for r in ordered
+    ]
+    points = [_scan_row(r, i, layers) for r in ordered for i in range(len(r.scan))]
+    _write_parquet(out / "trials.parquet", trials, _trial_columns(names), layers)
+    _write_parquet(out / "scan.parquet", points, _SCAN_COLUMNS, layers)
+
+
+_PLACE = {"method": "string", "seed": "int64", "task": "int64", "trial_key": "string"}
+_SCAN_COLUMNS = _PLACE | {"threshold": "double", "accuracy": "double", "free": "int64"}
+_SCAN_COLUMNS["free_by_layer"] = ""
+
+
+def _trial_columns(names: Sequence[str]) -> dict[str, str]:
+    """Columns of `trials.parquet` and their types; "" is the struct of a count by layer."""
+    return {
+        **_PLACE,
+        **dict.fromkeys(("status", "reason", "hyperparameters"), "string"),
+        **{f"hp_{name}": "double" for name in names},
+        **dict.fromkeys(("validation_accuracy", "sparsity", "threshold"), "double"),
+        **{"pruned_accuracy": "double", "free_by_layer": "", "drift": "double"},
+        **{"selected": "bool", "why": "string", "epochs": "int64"},
+        **{"duration": "double", "started": "double"},
+        **{"device": "string", "host": "string", "pack_size": "int64"},
+    }
+
+
+def _trial_row(
+    record: TrialRecord, candidate: Candidate | None, names: Sequence[str], layers: Sequence[str]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(record, name, None) for name in _trial_columns(())}
+    row |= {f"hp_{name}": record.hyperparameters.get(name) for name in names}
+    row["hyperparameters"] = json.dumps(record.hyperparameters, sort_keys=True)
+    row["selected"] = candidate is not None and candidate.chosen
+    if candidate is not None:
+        counted = bool(candidate.free)
+        row |= {
+            "sparsity": candidate.sparsity if counted else None,
+            "threshold": candidate.threshold,
+            "pruned_accuracy": candidate.accuracy,
+            "free_by_layer": _by_layer(layers, candidate.free) if counted else None,
+            "why": candidate.why,
+        }
+    return row
+
+
+def _scan_row(record: TrialRecord, i: int, layers: Sequence[str]) -> dict[str, Any]:
+    point = record.scan[i]
+    row: dict[str, Any] = {name: getattr(record, name) for name in _PLACE}
+    row |= {"threshold": point.threshold, "accuracy": point.accuracy, "free": sum(point.free)}
+    return {**row, "free_by_layer": _by_layer(layers, point.free)}
+
+
+def _by_layer(layers: Sequence[str], free: Sequence[int]) -> dict[str, int]:
+    return dict(zip(layers, free, strict=True))
+
+
+def _write_parquet(
+    path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], layers: Sequence[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    counts = pa.struct([(layer, pa.int64()) for layer in layers]) if layers else pa.null()
+    schema = pa.schema(
+        (name, pa.type_for_alias(kind) if kind else counts) for name, kind in columns.items()
+    )
+    arrays = [pa.array([row[f.name] for row in rows], type=f.type) for f in schema]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    atomic_write(path, sink.getvalue().to_pybytes())

@@ -1,0 +1,1 @@
+"""Sequences of tasks, one file each."""

@@ -1,0 +1,113 @@
+"""The contract of a scenario: a sequence of tasks, their data, and what is known of each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from clsearch.data.base import Samples
+
+Incremental = Literal["task_incremental", "domain_incremental"]
+
+
+@dataclass(frozen=True)
+class InputTransform:
+    """What stands between stored pixels and the network.
+
+    `x = (pixel / scale - mean[c]) / std[c]`, then pixels in the order of `permutation` (int64
+    `[H·W]`, None: as they are). The stored tensors of a task are permuted already; the exported
+    model and nothing else applies the permutation itself.
+    """
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    permutation: Tensor | None = None
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels `[N, C, H, W]` (uint8 or float) to normalised float32 of the same shape."""
+        mean, std = (
+            torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std)
+        )
+        return pixels.float().div_(self.scale).sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a sequence. `number` counts from 1; `head` is the output layer it uses.
+
+    Labels of its samples run from 0 to `len(classes) - 1`.
+    """
+
+    number: int
+    name: str
+    classes: tuple[str, ...]
+    head: int
+    shape: tuple[int, int, int]
+    transform: InputTransform
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a trial may see of a task: training and validation samples, never test samples.
+
+    `test_size` is how many test samples the scenario keeps back.
+    """
+
+    task: Task
+    train: Samples
+    validation: Samples
+    digest: str
+    test_size: int = 0
+
+
+class ScenarioOptions(BaseModel):
+    """Options that every scenario has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: str | None = Field(
+        None, description="Folder of the data; default `$CLSEARCH_DATA`, else `data`."
+    )
+    download: bool = Field(False, description="Download a missing data set into the folder.")
+    validation: float = Field(
+        0.1, gt=0, lt=1, description="Share of the training samples held out for validation."
+    )
+    test: float = Field(
+        0.2, gt=0, lt=1, description="Share held out for testing, where a set has no test part."
+    )
+    split_seed: int = Field(
+        0, ge=0, le=2**63 - 1, description="Seed of the split and of the task sequence."
+    )
+
+
+class Scenario(ABC):
+    """A sequence of tasks. One file a scenario; being in the folder is being registered.
+
+    The constructor checks what can be checked without reading images; data is read on first use.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[ScenarioOptions]]
+    incremental: Incremental
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @property
+    @abstractmethod
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks in order. May read the data."""
+
+    @abstractmethod
+    def data(self, number: int) -> TaskData:
+        """Training and validation samples of task `number`, transformed, labels from 0."""
+
+    @abstractmethod
+    def test(self, number: int) -> Samples:
+        """Test samples of task `number`: for the final evaluation of selected models only."""

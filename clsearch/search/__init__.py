@@ -1,0 +1,1 @@
+"""Searching: which trials a task has, and the backend that runs them."""

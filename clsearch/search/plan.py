@@ -1,0 +1,111 @@
+"""Which trials a task has, by what key, and how they are put into packs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from clsearch.config import Config
+from clsearch.methods.base import Method
+from clsearch.models.base import Backbone
+from clsearch.records import SCHEMA, Selection, digest
+from clsearch.regularizers.base import Regularizer
+from clsearch.scenarios.base import TaskData
+from clsearch.system import System, grid_of
+
+Hyperparameters = Mapping[str, float]
+
+
+def hyperparameters_of(
+    config: Config, system: System, task: int, first: Selection | None
+) -> list[dict[str, float]]:
+    """The hyperparameters of every trial of a chain at a task.
+
+    `current_task`: the whole grid at every task (CLNP §2.2). `first_task`: the grid at task 1, and
+    from then on what was selected there, `first` (CLNP §3.1).
+    """
+    if config.search.protocol == "first_task" and task > 1 and first is not None:
+        return [dict(first.hyperparameters)]
+    return grid_of(config, system)
+
+
+def trial_key(
+    config: Config,
+    system: System,
+    parts: Sequence[TaskData],
+    parent: str | None,
+    seed: int,
+    shared_head: bool,
+    hyperparameters: Hyperparameters,
+) -> str:
+    """The content key of a trial: whatever can change its result is in it, and nothing else.
+
+    That is: the experiment's name (it names the randomness), the seed, the chain's label, method,
+    regularisers and backbone with their versions and options, training, the resolution of the
+    scan, the task with the digest of its data and its head rule, the parent's commit and the
+    version of the code's arithmetic. The margin, the rest of the grid, resources and tracking are
+    not.
+    """
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": config.name,
+        "seed": seed,
+        "label": system.label,
+        "method": _part(system.method),
+        "regularizers": [_part(r) for r in system.regularizers],
+        "model": _part(system.backbone),
+        "training": config.training.model_dump(),
+        "thresholds": config.selection.thresholds,
+        "tasks": [{"number": p.task.number, "head": p.task.head, "data": p.digest} for p in parts],
+        "shared_head": shared_head,
+        "parent": parent,
+        "hyperparameters": dict(hyperparameters),
+    }
+    return digest(content)
+
+
+def _part(plugin: Method | Regularizer | Backbone) -> dict[str, Any]:
+    """What a plug-in contributes to a key."""
+    options = plugin.options.model_dump(mode="json")
+    return {"name": plugin.name, "version": plugin.version, "options": options}
+
+
+def commit_key(trial: str, threshold: float | None) -> str:
+    """The content key of a chain's state after a task: a trial, pruned at θ (None: not pruned)."""
+    return digest({"schema": SCHEMA, "trial": trial, "threshold": threshold})
+
+
+CPU_PACKS = ((300, 16), (400, 8))
+"""Largest pack by widest layer on a CPU core, from `python -m benchmarks.pack_size`: a step of
+narrow layers is mostly the cost of calls, which a pack shares; wider layers fill a core alone."""
+
+CUDA_PACK = 32
+CUDA_BYTES = 4 << 30
+"""Memory one pack may take on a GPU: K copies of weights, gradients, moments and activations."""
+
+
+def pack_size(
+    backbone: Backbone, wanted: int | Literal["auto"], device: str, batch_size: int
+) -> int:
+    """The most members to train together, from the architecture and the device."""
+    if wanted != "auto":
+        return wanted
+    widest = max(u.units for u in backbone.unit_layers)
+    if device == "cpu":
+        return next((k for units, k in CPU_PACKS if widest <= units), 1)
+    weights = sum(p.numel() for p in backbone.parameters())
+    activations = batch_size * (
+        math.prod(backbone.shape) + sum(u.units for u in backbone.unit_layers)
+    )
+    return max(1, min(CUDA_PACK, CUDA_BYTES // (4 * (6 * weights + 4 * activations))))
+
+
+def packs(trials: int, size: int, share: float) -> list[range]:
+    """Trials 0 … n-1 cut into packs of at most `size`.
+
+    `share` is the number of workers this chain can count on: no pack is larger than what leaves
+    every one of them something to do.
+    """
+    even = max(1, min(size, math.ceil(trials / max(share, 1.0))))
+    return [range(i, min(i + even, trials)) for i in range(0, trials, even)]

@@ -1,0 +1,349 @@
+"""The searcher on Ray Tune: the only module that imports Ray.
+
+One Tune run a task holds the packs of all chains; a pack is one Tune trial. Tune schedules,
+retries packs whose worker died, and forgets: its own state goes to a temporary folder, the journal
+is ours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from clsearch.config import Config, ResourcesConfig
+from clsearch.data.base import Samples
+from clsearch.errors import ClsearchError, InputError, StoreError
+from clsearch.files import cores
+from clsearch.protocols import Job
+from clsearch.records import TrialRecord
+from clsearch.scenarios.base import Task, TaskData
+from clsearch.store import Store
+
+for _name, _value in {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_THRESHOLD_S": "60",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 - the switches above are read at import
+from ray import tune  # noqa: E402
+
+RETRIES = 3
+"""How often a pack is started again when its worker dies."""
+
+PROBE_TIMEOUT = 5.0
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps the handlers of this process: Ray installs one that aborts it on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _quiet() -> None:
+    for name in ("ray", "ray.tune", "ray.data", "ray._private"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+class RaySearcher:
+    """Runs packs on a local Ray, or on a running cluster given by its address.
+
+    `address` None starts a local Ray with `resources.workers` one-core workers; `auto` or
+    HOST:PORT joins a cluster. Raises `InputError` for an address that does not answer or a device
+    that is not there.
+    """
+
+    def __init__(self, resources: ResourcesConfig, address: str | None = None) -> None:
+        self.address, self._folder = address, ""
+        self._refs: dict[str, Any] = {}
+        _quiet()
+        try:
+            with _own_signals():
+                if address is None:
+                    self._start_local(resources)
+                else:
+                    _join(address)
+            self._look(resources)
+        except BaseException:
+            self.close()
+            raise
+
+    def _look(self, resources: ResourcesConfig) -> None:
+        """What a pack takes, and how many of them fit at a time."""
+        total = ray.cluster_resources()
+        gpus = total.get("GPU", 0.0)
+        if resources.device == "cuda" and not gpus:
+            raise InputError("resources.device", "cuda", "cpu, or auto: Ray sees no GPU here")
+        self.device = "cuda" if gpus and resources.device != "cpu" else "cpu"
+        self.bundle = {"CPU": 1.0}
+        if self.device == "cuda":
+            self.bundle["GPU"] = resources.gpus
+        self.workers = max(
+            1, int(min(total.get(k, 0.0) / v + 1e-9 for k, v in self.bundle.items()))
+        )
+
+    def _start_local(self, resources: ResourcesConfig) -> None:
+        # A folder of its own: Ray's default one belongs to whoever came first on this machine, and
+        # is never emptied. In /tmp, because the path of a socket may have 107 characters.
+        self._folder = tempfile.mkdtemp(prefix="clsearch-ray-", dir="/tmp")
+        try:
+            ray.init(
+                address="local",
+                num_cpus=resources.workers or cores(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                configure_logging=True,
+                _temp_dir=self._folder,
+            )
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            said = " ".join(str(error).split())
+            raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
+
+    def run(
+        self,
+        config: Config,
+        jobs: Sequence[Job],
+        data: Mapping[int, TaskData],
+        store: Store,
+        on_record: Callable[[TrialRecord], None],
+    ) -> Mapping[str, str]:
+        """Trains every job in one Tune run; see `clsearch.protocols.Searcher`."""
+        relay = _Relay(on_record)
+        folder = tempfile.mkdtemp(prefix="clsearch-tune-")
+        trainable = tune.with_parameters(
+            _train,
+            config=config,
+            store=store,
+            device=self.device,
+            data=self._shared(data),
+        )
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, tune.PlacementGroupFactory([self.bundle])),
+            param_space={"job": tune.grid_search(list(jobs))},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="task",
+                storage_path=folder,
+                callbacks=[relay],
+                verbose=0,
+                stop=relay.should_stop,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+            ),
+        )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tuner.fit()
+        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
+            said = " ".join(str(error).split())
+            raise ClsearchError(f"Ray has stopped in task {jobs[0].task}: {said}") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        if relay.error:
+            raise relay.error
+        return relay.lost
+
+    def _shared(self, data: Mapping[int, TaskData]) -> dict[int, Any]:
+        """The tasks' data in Ray's shared memory, each put there once; references by number."""
+        refs = {d: self._refs.get(d) for d in (part.digest for part in data.values())}
+        self._refs = {
+            part.digest: refs[part.digest] or ray.put(_pack_data(part)) for part in data.values()
+        }
+        return {number: self._refs[part.digest] for number, part in data.items()}
+
+    def try_out(self) -> str:
+        """Runs one task on a worker; returns what it says of itself."""
+        task = ray.remote(num_cpus=1)(lambda: f"a task ran in process {os.getpid()}")
+        return str(ray.get(task.remote(), timeout=60))
+
+    def close(self) -> None:
+        """Stops a local Ray and deletes its folder, or leaves the cluster."""
+        ray.shutdown()
+        if self._folder:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    """Connects to a running cluster. Raises `InputError` where none answers, within seconds."""
+    allowed = "auto, or HOST:PORT of a running Ray cluster"
+    try:
+        if address != "auto":
+            _probe(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        said = " ".join(str(error).split())
+        raise InputError("--address", address, allowed, f"The reason: {said}") from error
+
+
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""How an HTTP/2 client begins: the preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
+
+
+def _probe(address: str) -> None:
+    """Raises `OSError` or `ValueError` unless something that speaks gRPC answers.
+
+    Left to itself, Ray waits 40 seconds for a port that does not, and minutes for a host.
+    """
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), PROBE_TIMEOUT) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return
+        connection.settimeout(PROBE_TIMEOUT)
+        connection.sendall(_HELLO)
+        answer = b""
+        while len(answer) < 4 and (part := connection.recv(9)):
+            answer += part
+    if answer[3:4] != b"\x04":  # the type of a SETTINGS frame, with which a server begins
+        raise OSError("what listens there does not speak gRPC")
+
+
+class _Relay(tune.Callback):  # type: ignore[misc]
+    """Hands what workers report to the driver. Never raises into Tune's loop."""
+
+    def __init__(self, on_record: Callable[[TrialRecord], None]) -> None:
+        self.on_record, self.lost = on_record, dict[str, str]()
+        self.error: ClsearchError | None = None
+
+    def __reduce__(self) -> tuple[type[_Relay], tuple[Any, ...]]:
+        """Tune pickles its settings for a restore that is never used: a relay to nobody."""
+        return _Relay, (print,)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        try:
+            if "store_error" in result:
+                self.error = StoreError(result["store_error"])
+            elif "record" in result:
+                self.on_record(TrialRecord.from_json(json.loads(result["record"])))
+        except ClsearchError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - an exception here would mark the trial ERROR
+            self.error = ClsearchError(f"progress could not be reported: {error!r}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        reason = f"its worker died {RETRIES + 1} times"
+        self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
+
+    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Tune asks after every report: once records cannot be written, nothing goes on."""
+        return self.error is not None
+
+
+PackedData = dict[str, Any]
+
+
+def _pack_data(part: TaskData) -> PackedData:
+    """A task's data as numpy arrays, which Ray shares between workers without copies."""
+    return {
+        "task": part.task,
+        "digest": part.digest,
+        "arrays": [
+            t.numpy()
+            for samples in (part.train, part.validation)
+            for t in (samples.inputs, samples.labels)
+        ],
+    }
+
+
+def _unpack_data(packed: PackedData) -> TaskData:
+    """Tensors over Ray's shared memory: read-only, and only ever read."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        train_x, train_y, val_x, val_y = [torch.from_numpy(a) for a in packed["arrays"]]
+    task: Task = packed["task"]
+    return TaskData(task, Samples(train_x, train_y), Samples(val_x, val_y), packed["digest"])
+
+
+_WRITING = threading.Lock()
+
+
+@functools.cache
+def _close_journal_at_exit() -> None:
+    """Once this process begins to exit, nothing more is written to the journal.
+
+    Tune trains in a thread that goes on while the interpreter is taken down around it; what a
+    trial then raises, or computes, is not its result. Exit waits for a write under way and takes
+    the lock for good: the next one waits for the end of the process. Callbacks run last in, first
+    out, and torch takes its operators down in that of `weakref.finalize`: it has to be in first.
+    """
+    weakref.finalize(Job, int)
+    atexit.register(_WRITING.acquire)
+
+
+class _WorkerStore(Store):
+    """The store of a worker."""
+
+    def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
+        with _WRITING:
+            super().write(kind, key, files)
+
+
+def _train(
+    setting: dict[str, Any],
+    *,
+    config: Config,
+    store: Store,
+    device: str,
+    data: dict[int, Any],
+) -> None:
+    """The trainable: one pack, every record reported as it is finished."""
+    import torch
+
+    from clsearch.store import read_commit
+    from clsearch.training.worker import prepare_worker
+    from clsearch.trial import run_pack
+
+    prepare_worker()
+    _close_journal_at_exit()
+    store = _WorkerStore(store.root)
+    job: Job = setting["job"]
+    parts = [_unpack_data(ray.get(data[number])) for number in job.parts]
+    try:
+        parent = None
+        if job.parent is not None:
+            commit = read_commit(store, job.parent)
+            if commit is None:
+                raise StoreError(f"the parent checkpoint {job.parent} is not in {store.root}")
+            parent, _ = commit
+        for record in run_pack(config, job, parts, parent, store, torch.device(device)):
+            tune.report({"record": json.dumps(record.to_json())})
+    except StoreError as error:
+        tune.report({"store_error": str(error)})

@@ -1,0 +1,371 @@
+"""The loop over tasks: trials, records, selection, commit, next task.
+
+Knows neither Ray nor MLflow: a searcher, a store and a tracker come in through small Protocols.
+Every stage is keyed by content and looked up before it is done, so that a resumed search replays
+what is there and does what is missing, through the same code.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clsearch.commit import Commit, commit
+from clsearch.config import Config
+from clsearch.errors import DamagedError, DepletedError, StoreError
+from clsearch.export import provenance, write_model_files
+from clsearch.files import atomic_write
+from clsearch.methods.base import ChainState, Context
+from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
+from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
+from clsearch.report.tables import write_tables
+from clsearch.scenarios.base import Task, TaskData
+from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
+from clsearch.selection import select
+from clsearch.store import Store, read_record, write_record
+from clsearch.system import System, build_scenario, build_system, check
+from clsearch.training.batch import DeviceData
+from clsearch.trial import context_of
+
+
+@dataclass
+class Results:
+    """What a search found: every finished trial, every selection. `trained` counts new trials."""
+
+    config: Config
+    records: list[TrialRecord] = field(default_factory=list)
+    results: list[TaskResult] = field(default_factory=list)
+    trained: int = 0
+    reused: int = 0
+
+
+@dataclass
+class _Chain:
+    """A chain on its way: where its next task starts from."""
+
+    chain: Chain
+    index: int
+    system: System
+    parent: Commit | None = None
+    history: list[TaskResult] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def independent(self) -> bool:
+        return self.system.method.independent or self.system.method.uses_all_tasks
+
+    @property
+    def state(self) -> ChainState | None:
+        return None if self.parent is None or self.independent else self.parent.state
+
+    @property
+    def commit_key(self) -> str | None:
+        return None if self.parent is None or self.independent else self.parent.key
+
+
+class Search:
+    """A whole search in one output folder, checked: the constructor builds and checks everything
+    of the sweep and reads the data, but trains and writes nothing. Raises `InputError`.
+    """
+
+    def __init__(self, config: Config, out: Path, store: Store) -> None:
+        self.config, self.out, self.store = config, out, store
+        self.scenario = build_scenario(config)
+        self.tasks = self.scenario.tasks
+        shape = self.tasks[0].shape
+        self.systems = [build_system(config, i, shape) for i in range(len(config.methods))]
+        check(config, self.scenario, self.systems)
+        self.shared_head = self.scenario.incremental == "domain_incremental"
+        self._tests: dict[int, DeviceData] = {}
+        self._data: dict[int, TaskData] = {}
+
+    def info(self) -> SearchInfo:
+        """What the tracker says of the search as a whole."""
+        tasks = []
+        for task in self.tasks:
+            data = self.scenario.data(task.number)
+            tasks.append(
+                {
+                    "number": task.number,
+                    "name": task.name,
+                    "classes": list(task.classes),
+                    "digest": data.digest,
+                    "train": len(data.train),
+                    "validation": len(data.validation),
+                    "test": data.test_size,
+                }
+            )
+        config = self.config.model_dump(mode="json", exclude={"resources", "tracking"})
+        places = {"root", "download"}
+        what = config | {
+            "scenario": {k: v for k, v in config["scenario"].items() if k not in places}
+        }
+        return SearchInfo(self.config.name, digest([what, tasks]), config, tasks)
+
+    def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Results:
+        """Searches every task in order and leaves the files of a run in the output folder."""
+        self.found, self.searcher, self.tracker, self.progress = (
+            Results(self.config),
+            searcher,
+            tracker,
+            progress,
+        )
+        chains = [
+            _Chain(Chain(system.label, seed), i, system)
+            for i, system in enumerate(self.systems)
+            for seed in self.config.seeds
+        ]
+        progress.begin(self.scenario, self.systems, self.config)
+        for task in self.tasks:
+            at_work = [c for c in chains if not c.ended]
+            if not at_work:
+                break
+            self._task(task, at_work)
+            self._write()
+        return self.found
+
+    def _task(
+        self,
+        task: Task,
+        chains: Sequence[_Chain],
+    ) -> None:
+        """One task: the trials of all chains in one run of the searcher, then their selections."""
+        whole = any(c.system.method.uses_all_tasks for c in chains)
+        numbers = range(1 if whole else task.number, task.number + 1)
+        self._data = {n: self._data.get(n) or self.scenario.data(n) for n in numbers}
+        data = self._data
+        trials: dict[Chain, dict[str, dict[str, float]]] = {}
+        for c in list(chains):
+            try:
+                c.system.method.begin(c.state, self._context(c, data, task))
+            except DepletedError as error:
+                margin = self.config.selection.margin
+                self._end(
+                    c,
+                    Selection(
+                        c.chain.method, c.chain.seed, task.number, "depleted", str(error), margin
+                    ),
+                )
+                continue
+            trials[c.chain] = {
+                self._key(c, data, task, hyper): hyper
+                for hyper in hyperparameters_of(
+                    self.config,
+                    c.system,
+                    task.number,
+                    c.history[0].selection if c.history else None,
+                )
+            }
+        self.progress.task(data[task.number], {c: list(keys) for c, keys in trials.items()})
+        records = self._known(trials)
+        for record in records.values():
+            self.tracker.trial(record)
+            self.progress.record(record, known=True)
+        self.found.reused += len(records)
+        self.found.trained += self._train(task, chains, data, trials, records)
+        for c in chains:
+            if c.chain in trials:
+                own = [records[key] for key in trials[c.chain]]
+                self.found.records += own
+                self._select(c, task, data, own)
+
+    def _context(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> Context:
+        parts = self._parts(c, data, task)
+        return context_of(self.config, c.chain.seed, parts, self.shared_head)
+
+    def _parts(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> list[TaskData]:
+        """The data a chain trains on at a task: the task's own, or all so far."""
+        if c.system.method.uses_all_tasks:
+            return [data[number] for number in range(1, task.number + 1)]
+        return [data[task.number]]
+
+    def _key(
+        self, c: _Chain, data: Mapping[int, TaskData], task: Task, hyper: Mapping[str, float]
+    ) -> str:
+        parts = self._parts(c, data, task)
+        return trial_key(
+            self.config, c.system, parts, c.commit_key, c.chain.seed, self.shared_head, hyper
+        )
+
+    def _known(self, trials: Mapping[Chain, Mapping[str, Any]]) -> dict[str, TrialRecord]:
+        """The finished trials in the journal; damaged and lost ones are dropped from it."""
+        records = {}
+        for keys in trials.values():
+            for key in keys:
+                try:
+                    record = read_record(self.store, key)
+                except DamagedError as error:
+                    self.progress.note(f"{error}. This trial is trained again.")
+                    self.store.remove("trials", key)
+                    continue
+                if record is not None and record.lost:
+                    self.progress.note(f"Trial {key} was lost ({record.reason}): trained again.")
+                    self.store.remove("trials", key)
+                elif record is not None:
+                    records[key] = record
+        return records
+
+    def _jobs(
+        self,
+        task: Task,
+        chains: Sequence[_Chain],
+        data: Mapping[int, TaskData],
+        trials: Mapping[Chain, Mapping[str, dict[str, float]]],
+        records: Mapping[str, TrialRecord],
+    ) -> list[Job]:
+        """The packs of what is not in `records` yet, the longest first."""
+        jobs: list[Job] = []
+        for c in chains:
+            if c.chain not in trials:
+                continue
+            hypers = trials[c.chain]
+            missing = [key for key in hypers if key not in records]
+            size = pack_size(
+                c.system.backbone,
+                self.config.resources.pack,
+                self.searcher.device,
+                self.config.training.batch_size,
+            )
+            parts = tuple(p.task.number for p in self._parts(c, data, task))
+            for pack in packs(len(missing), size, self.searcher.workers / len(trials)):
+                keys = tuple(missing[i] for i in pack)
+                jobs.append(
+                    Job(
+                        c.chain,
+                        c.index,
+                        task.number,
+                        c.commit_key,
+                        parts,
+                        self.shared_head,
+                        keys,
+                        tuple(hypers[key] for key in keys),
+                    )
+                )
+        # So that no worker is left with a long one at the end.
+        jobs.sort(key=lambda job: len(job.parts) * len(job.keys), reverse=True)
+        return jobs
+
+    def _train(
+        self,
+        task: Task,
+        chains: Sequence[_Chain],
+        data: Mapping[int, TaskData],
+        trials: Mapping[Chain, Mapping[str, dict[str, float]]],
+        records: dict[str, TrialRecord],
+    ) -> int:
+        """Trains what is missing, adds it to `records`; returns how many trials that were."""
+        jobs = self._jobs(task, chains, data, trials, records)
+        if not jobs:
+            return 0
+        reported: set[str] = set()
+
+        def on_record(record: TrialRecord) -> None:
+            if record.trial_key not in reported:
+                reported.add(record.trial_key)
+                self.tracker.trial(record)
+                self.progress.record(record, known=False)
+
+        lost = self.searcher.run(self.config, jobs, data, self.store, on_record)
+        for job in jobs:
+            for key, hyper in zip(job.keys, job.hypers, strict=True):
+                record = read_record(self.store, key)
+                if record is None and key in reported:
+                    raise StoreError(
+                        f"trial {key} has finished on a worker, but its record is not in "
+                        f"{self.store.root}: every host must see the output folder at this path"
+                    )
+                if record is None:
+                    record = TrialRecord(
+                        key,
+                        job.chain.method,
+                        job.chain.seed,
+                        job.task,
+                        dict(hyper),
+                        "FAILED",
+                        lost.get(key, "its worker ended without a record"),
+                        lost=True,
+                    )
+                    write_record(self.store, record, None)
+                records[key] = record
+                on_record(record)
+        return len(reported)
+
+    def _select(
+        self,
+        c: _Chain,
+        task: Task,
+        data: Mapping[int, TaskData],
+        records: Sequence[TrialRecord],
+    ) -> None:
+        """Selects, commits and evaluates one chain at one task."""
+        selection = select(records, self.config.selection.margin)
+        if selection.outcome != "selected":
+            self._end(c, selection)
+            return
+        seeded_by = c.history[-1].selection.trial_key if c.commit_key else None
+        c.parent = commit(
+            self.config,
+            c.system,
+            selection,
+            self._parts(c, data, task),
+            [self.scenario.tasks[n] for n in range(task.number)],
+            c.state,
+            self.shared_head,
+            self.store,
+            self._test,
+        )
+        result = self._result(c, task, selection)
+        c.history.append(result)
+        self.found.results.append(result)
+        with tempfile.TemporaryDirectory(prefix="clsearch-model-") as folder:
+            metadata = provenance(self.config, result)
+            write_model_files(Path(folder), c.system, c.parent.state, task, metadata)
+            stored = {"stored_validation_accuracy": c.parent.meta["validation_accuracy"]}
+            self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))
+        self.progress.selected(result)
+
+    def _result(self, c: _Chain, task: Task, selection: Selection) -> TaskResult:
+        """The row of the accuracy matrix: a method with a model for each task keeps old entries."""
+        meta = c.parent.meta if c.parent else {}
+        measured: Mapping[str, float] = meta["test"]
+        row: list[float | None] = [measured.get(str(j)) for j in range(1, task.number + 1)]
+        if c.system.method.independent and c.history:
+            row[: task.number - 1] = c.history[-1].test
+        free = meta["free"]
+        left = selection.free if free is None else tuple(free[name] for name in selection.layers)
+        return TaskResult(selection, c.parent.key if c.parent else None, tuple(row), left)
+
+    def _end(self, c: _Chain, selection: Selection) -> None:
+        """Ends a chain with a selection that chose nothing."""
+        c.ended = True
+        result = TaskResult(selection, None)
+        c.history.append(result)
+        self.found.results.append(result)
+        self.tracker.committed(Committed(result))
+        self.progress.selected(result)
+
+    def _test(self, task: Task) -> DeviceData:
+        """A task's test samples: opened here and nowhere else, for models already selected."""
+        if task.number not in self._tests:
+            samples = self.scenario.test(task.number)
+            self._tests[task.number] = DeviceData(
+                samples.inputs, samples.labels, None, task.transform
+            )
+        return self._tests[task.number]
+
+    def _write(self) -> None:
+        """The selections, the accuracy matrix and the two tables of trials and scans."""
+        order = sorted(self.found.results, key=lambda r: (r.selection.task, str(r.selection.chain)))
+        selections = [{**r.selection.to_json(), "commit": r.commit} for r in order]
+        atomic_write(self.out / "selections.json", json.dumps(selections, indent=1) + "\n")
+        matrix: dict[str, Any] = {}
+        for r in order:
+            seeds = matrix.setdefault(r.selection.method, {})
+            seeds.setdefault(str(r.selection.seed), []).append(list(r.test))
+        atomic_write(self.out / "accuracy_matrix.json", json.dumps(matrix, indent=1) + "\n")
+        layers = [unit.name for unit in self.systems[0].backbone.unit_layers]
+        write_tables(self.out, self.found.records, self.found.results, layers)

@@ -1,0 +1,205 @@
+"""The journal of finished trials and the checkpoints, through pyarrow.fs: local disk, S3, GCS, …
+
+A bundle is a folder of files with a `manifest.json` that names their SHA-256. It appears whole or
+not at all: on a local disk by renaming a finished folder, elsewhere by writing the manifest last.
+Bundles are keyed by content (`trials/<trial key>`, `commits/<commit key>`) and never change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+from pyarrow import fs
+from safetensors import SafetensorError
+from torch import Tensor
+
+from clsearch.errors import DamagedError, StoreError
+from clsearch.methods.base import ChainState
+from clsearch.records import TrialRecord
+
+MANIFEST = "manifest.json"
+MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class Store:
+    """Bundles under one root, a local path or a `scheme://` address."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        try:
+            self.fs, self.base = fs.FileSystem.from_uri(root)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot open the store at {root}: {error}") from error
+        self.local = isinstance(self.fs, fs.LocalFileSystem)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.root,)
+
+    def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
+        """Stores a bundle; a bundle that is there already is left as it is.
+
+        Raises `StoreError` when it cannot be written (disk full, no permission).
+        """
+        target = f"{self.base}/{kind}/{key}"
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        manifest = json.dumps({"files": sums}, indent=1, sort_keys=True).encode()
+        place = f"{self.base}/{kind}/.new-{uuid.uuid4().hex}" if self.local else target
+        try:
+            if not self.local and self._is_there(f"{target}/{MANIFEST}"):
+                return
+            self.fs.create_dir(place, recursive=True)
+            for name, data in {**files, MANIFEST: manifest}.items():
+                with self.fs.open_output_stream(f"{place}/{name}") as stream:
+                    stream.write(data)
+            if self.local:
+                self._publish(place, target)
+        except OSError as error:
+            if self.local:
+                with contextlib.suppress(OSError):
+                    self._discard(place)
+            raise StoreError(f"cannot write {kind}/{key} in {self.root}: {error}") from error
+
+    def _publish(self, place: str, target: str) -> None:
+        if not self._is_there(f"{target}/{MANIFEST}"):
+            try:
+                self.fs.move(place, target)
+            except OSError:
+                if not self._is_there(f"{target}/{MANIFEST}"):  # else another worker was first
+                    self._discard(target)  # what someone damaged by hand
+                    self.fs.move(place, target)
+        self._discard(place)
+
+    def _discard(self, place: str) -> None:
+        if self._is_there(place):
+            self.fs.delete_dir(place)
+
+    def _is_there(self, path: str) -> bool:
+        return bool(self.fs.get_file_info(path).type != fs.FileType.NotFound)
+
+    def read(self, kind: str, key: str) -> dict[str, bytes] | None:
+        """The files of a bundle, checked against its manifest; None where there is none.
+
+        Raises `DamagedError` when a file is missing, cut or changed; `StoreError` when the store
+        cannot be read: what may be whole must not be taken for damaged, and be made again.
+        """
+        target = f"{self.base}/{kind}/{key}"
+        try:
+            if not self._is_there(f"{target}/{MANIFEST}"):
+                return None
+            sums = dict(json.loads(self._bytes(f"{target}/{MANIFEST}"))["files"])
+            files = {name: self._bytes(f"{target}/{name}") for name in sums}
+        except (*MISSING, ValueError, KeyError, TypeError) as error:
+            raise DamagedError(f"{target} is damaged: {error}") from error
+        except OSError as error:
+            raise StoreError(f"cannot read {kind}/{key} in {self.root}: {error}") from error
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != sums[name]:
+                raise DamagedError(f"{target}/{name} does not match the SHA-256 in its manifest")
+        return files
+
+    def _bytes(self, path: str) -> bytes:
+        with self.fs.open_input_stream(path) as stream:
+            data: bytes = stream.readall()
+            return data
+
+    def remove(self, kind: str, key: str) -> None:
+        """Deletes a bundle, if it is there."""
+        try:
+            self._discard(f"{self.base}/{kind}/{key}")
+        except OSError as error:
+            raise StoreError(f"cannot delete {kind}/{key} in {self.root}: {error}") from error
+
+    def sweep(self) -> None:
+        """Deletes what killed writers left half-written. Only while no writer is at work."""
+        selector = fs.FileSelector(self.base, recursive=True, allow_not_found=True)
+        if self.local:
+            try:
+                for info in self.fs.get_file_info(selector):
+                    if info.type == fs.FileType.Directory and info.base_name.startswith(".new-"):
+                        self.fs.delete_dir(info.path)
+            except OSError as error:
+                raise StoreError(f"cannot clean {self.root}: {error}") from error
+
+
+def dump_state(state: ChainState) -> bytes:
+    """A chain's parameters and state as one safetensors file."""
+    tensors: dict[str, Tensor] = {}
+    for prefix, part in (("params", state.params), ("state", state.state)):
+        tensors |= {f"{prefix}/{n}": v.detach().cpu().contiguous() for n, v in part.items()}
+    data: bytes = safetensors.torch.save({name: v.clone() for name, v in tensors.items()})
+    return data
+
+
+def load_state(data: bytes) -> ChainState:
+    """Reads what `dump_state` wrote; raises `DamagedError` for anything else."""
+    parts: dict[str, dict[str, Tensor]] = {"params": {}, "state": {}}
+    try:
+        # Sorted: safetensors gives them in a random order, and sums over them round by it.
+        for name, value in sorted(safetensors.torch.load(data).items()):
+            prefix, _, rest = name.partition("/")
+            # Its own memory, aligned: matrix products round by where their operands lie.
+            parts[prefix][rest] = value.clone()
+    except (SafetensorError, KeyError) as error:
+        raise DamagedError(f"stored parameters cannot be read: {error}") from error
+    return ChainState(parts["params"], parts["state"])
+
+
+def write_record(store: Store, record: TrialRecord, trained: ChainState | None) -> None:
+    """Puts a finished trial into the journal: its record, parameters and neuron activity."""
+    files = {"record.json": _json(record.to_json())}
+    if trained is not None:
+        files["model.safetensors"] = dump_state(trained)
+    store.write("trials", record.trial_key, files)
+
+
+def read_record(store: Store, key: str) -> TrialRecord | None:
+    """A finished trial from the journal; None if it has not finished.
+
+    Raises `DamagedError` when any of its files is.
+    """
+    files = store.read("trials", key)
+    if files is None:
+        return None
+    try:
+        return TrialRecord.from_json(json.loads(files["record.json"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"the record of trial {key} cannot be read: {error}") from error
+
+
+def read_trained(store: Store, key: str) -> ChainState:
+    """The trained parameters of a finished trial, and as state its neurons' mean activity by unit
+    layer. Raises `DamagedError`."""
+    files = store.read("trials", key)
+    if files is None or "model.safetensors" not in files:
+        raise DamagedError(f"trial {key} has no stored parameters in {store.root}")
+    return load_state(files["model.safetensors"])
+
+
+def write_commit(store: Store, key: str, state: ChainState, meta: Mapping[str, Any]) -> None:
+    """Stores a chain's state after a task under its commit key."""
+    files = {"state.safetensors": dump_state(state), "meta.json": _json(meta)}
+    store.write("commits", key, files)
+
+
+def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, Any]] | None:
+    """A chain's state and what was measured of it; None where there is none.
+
+    Raises `DamagedError`.
+    """
+    files = store.read("commits", key)
+    if files is None:
+        return None
+    try:
+        return load_state(files["state.safetensors"]), json.loads(files["meta.json"])
+    except (ValueError, KeyError) as error:
+        raise DamagedError(f"the commit {key} cannot be read: {error}") from error
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False).encode()

@@ -1,0 +1,163 @@
+"""A config's names turned into objects, and everything about it checked before anything starts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from clsearch.config import Config, Grid, MethodConfig, Plugin, axis_values
+from clsearch.data.base import data_root
+from clsearch.errors import InputError, unknown
+from clsearch.messages import from_pydantic
+from clsearch.methods.base import Method
+from clsearch.models.base import Backbone
+from clsearch.plugins import find
+from clsearch.regularizers.base import Regularizer
+from clsearch.scenarios.base import Scenario
+from clsearch.space import LEARNING_RATE, Hyper
+
+Shape = tuple[int, int, int]
+
+MAX_TRIALS = 100_000
+"""Trials of one chain at one task, at most: more is a slip in the grid."""
+
+
+@dataclass(frozen=True)
+class System:
+    """One method of the config with its backbone, its regularisers and what can be searched."""
+
+    config: MethodConfig
+    backbone: Backbone
+    method: Method
+    regularizers: tuple[Regularizer, ...]
+    space: dict[str, Hyper]
+
+    @property
+    def label(self) -> str:
+        return self.config.chain_name
+
+
+def _options(kind: type[Any], options: Mapping[str, Any], field: str) -> BaseModel:
+    """The checked options of a plug-in; raises `InputError` under `field`."""
+    model: type[BaseModel] = kind.Options
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        raise from_pydantic(error, model, field) from error
+
+
+def build_scenario(config: Config) -> Scenario:
+    """The scenario of a config, its options checked. Reads no images."""
+    kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
+    built: Scenario = kind(_options(kind, config.scenario.options, "scenario"))
+    return built
+
+
+def build_backbone(config: Config, shape: Shape) -> Backbone:
+    """The backbone of a config for images of a shape."""
+    kind = find("clsearch.models", Backbone, config.model.name, "model.name")
+    built: Backbone = kind(_options(kind, config.model.options, "model"), shape)
+    return built
+
+
+def build_system(config: Config, index: int, shape: Shape) -> System:
+    """The method at `index` of a config, with its backbone and regularisers."""
+    entry, field = config.methods[index], f"methods[{index}]"
+    backbone = build_backbone(config, shape)
+    kind = find("clsearch.methods", Method, entry.name, f"{field}.name")
+    method: Method = kind(_options(kind, entry.options, f"{field}.options"), backbone)
+    own = [
+        Plugin(name=n) for n in kind.regularizers if n not in [r.name for r in entry.regularizers]
+    ]
+    regularizers = []
+    for i, plugin in enumerate([*own, *entry.regularizers]):
+        where = f"{field}.regularizers[{max(i - len(own), 0)}]"
+        r_kind = find("clsearch.regularizers", Regularizer, plugin.name, f"{where}.name")
+        regularizers.append(r_kind(_options(r_kind, plugin.options, where), backbone))
+    names = [r.name for r in regularizers]
+    if len(set(names)) < len(names):
+        raise InputError(f"{field}.regularizers", names, "each regulariser once")
+    space, owners = {"lr": LEARNING_RATE}, {"lr": "the optimiser"}
+    for owner, declared in [
+        (entry.name, method.space),
+        *((r.name, r.space) for r in regularizers),
+    ]:
+        for name, hyper in declared.items():
+            if name in space:
+                raise InputError(
+                    f"{field}.regularizers",
+                    owner,
+                    f"parts whose hyperparameters differ in name; {owners[name]} has {name!r} too",
+                )
+            space[name], owners[name] = hyper, owner
+    return System(entry, backbone, method, tuple(regularizers), space)
+
+
+def resolve(config: Config) -> Config:
+    """The config with the options of its scenario and backbone filled in, as it is stored.
+
+    A data folder is made absolute, so that a resumed run finds it from anywhere.
+    """
+    kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
+    scenario = _options(kind, config.scenario.options, "scenario").model_dump(mode="json")
+    if scenario.get("root") or os.environ.get("CLSEARCH_DATA"):
+        scenario["root"] = str(data_root(scenario.get("root")).absolute())
+    kind = find("clsearch.models", Backbone, config.model.name, "model.name")
+    model = _options(kind, config.model.options, "model").model_dump(mode="json")
+    return config.model_copy(
+        update={
+            "scenario": Plugin(name=config.scenario.name, **scenario),
+            "model": Plugin(name=config.model.name, **model),
+        }
+    )
+
+
+def check(config: Config, scenario: Scenario, systems: Sequence[System]) -> None:
+    """Raises `InputError` for combinations and grids that cannot be searched."""
+    for i, system in enumerate(systems):
+        if scenario.incremental not in system.method.scenarios:
+            raise InputError(
+                f"methods[{i}].name",
+                system.config.name,
+                "a method for " + scenario.incremental,
+                f"{system.config.name} takes {', '.join(system.method.scenarios)} scenarios.",
+            )
+        _check_grid(system.config.grid, system.space, f"methods[{i}].grid")
+    everything = {name: hyper for system in systems for name, hyper in system.space.items()}
+    _check_grid(config.search.grid, everything, "search.grid")
+    for i, system in enumerate(systems):
+        count = math.prod(len(values) for values in _axes(config, system).values())
+        if count > MAX_TRIALS:
+            allowed = f"grids that span at most {MAX_TRIALS} trials a task and chain"
+            raise InputError(f"methods[{i}].grid", f"{count} trials", allowed)
+
+
+def _check_grid(grid: Grid, space: Mapping[str, Hyper], field: str) -> None:
+    for name, axis in grid.items():
+        if name not in space:
+            raise unknown(f"{field}.{name}", name, space)
+        for value in axis_values(axis):
+            if not space[name].allows(value):
+                raise InputError(f"{field}.{name}", value, space[name].allowed)
+
+
+def _axes(config: Config, system: System) -> dict[str, list[float]]:
+    axes = {name: [hyper.default] for name, hyper in system.space.items()}
+    for grid in (config.search.grid, system.config.grid):
+        axes |= {name: axis_values(axis) for name, axis in grid.items() if name in axes}
+    return axes
+
+
+def grid_of(config: Config, system: System) -> list[dict[str, float]]:
+    """The hyperparameters of every trial of a method: the product of its axes, in order.
+
+    A method's own axis replaces a shared one; a hyperparameter without an axis has its default.
+    """
+    axes = _axes(config, system)
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

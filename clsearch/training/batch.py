@@ -1,0 +1,144 @@
+"""Data on the device: one contiguous uint8 tensor per split, normalised batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clsearch.data.base import Samples
+from clsearch.models.base import Backbone, Gates, forward, head_names
+from clsearch.scenarios.base import InputTransform, Task, TaskData
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The output layers a model answers with: their heads, side by side.
+
+    With one head, `allowed` is None. With several, the logits stand side by side and `allowed`,
+    bool `[tasks, Σ classes]`, opens for a sample of task g the classes of that task alone.
+    """
+
+    heads: tuple[int, ...]
+    allowed: Tensor | None = None
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> Readout:
+        heads = tuple(dict.fromkeys(t.head for t in tasks))
+        if len(heads) == 1:
+            return cls(heads)
+        widths = [len(t.classes) for t in tasks]
+        owner = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
+        allowed = owner[None, :] == torch.arange(len(widths))[:, None]
+        return cls(heads, allowed)
+
+    def weights(self, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Weight `[Σ classes, features]` and bias `[Σ classes]` of all heads, side by side."""
+        if len(self.heads) == 1:
+            weight, bias = head_names(self.heads[0])
+            return params[weight], params[bias]
+        names = [head_names(h) for h in self.heads]
+        return torch.cat([params[w] for w, _ in names]), torch.cat([params[b] for _, b in names])
+
+    def mask(self, logits: Tensor, group: Tensor | None) -> Tensor:
+        """Logits `[B, Σ classes]` with the classes of other tasks than `group[b]` at −∞."""
+        if self.allowed is None or group is None:
+            return logits
+        return logits.masked_fill(~self.allowed.to(logits.device)[group], float("-inf"))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images `x` float32 `[B, C, H, W]`, labels `y` int64 `[B]`.
+
+    `group` int64 `[B]` says which task each sample is of, where the readout has several heads.
+    """
+
+    x: Tensor
+    y: Tensor
+    group: Tensor | None = None
+
+
+def answer(
+    backbone: Backbone,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    readout: Readout,
+    gates: Gates | None,
+    group: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits `[B, Σ classes]` and activations by unit layer, for one member."""
+    if len(readout.heads) == 1:
+        return forward(backbone, params, x, readout.heads[0], gates)
+    weight, bias = readout.weights(params)
+    combined = {**params, "head.-1.weight": weight, "head.-1.bias": bias}
+    logits, activations = forward(backbone, combined, x, -1, gates)
+    return readout.mask(logits, group), activations
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """One split on one device: `inputs` uint8 `[N, C, H, W]`, `labels` int64 `[N]`."""
+
+    inputs: Tensor
+    labels: Tensor
+    group: Tensor | None
+    transform: InputTransform
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def batch(self, index: Tensor) -> Batch:
+        """The samples at `index` int64 `[B]`, normalised."""
+        pixels = self.inputs.index_select(0, index)
+        group = None if self.group is None else self.group.index_select(0, index)
+        return Batch(self.transform.normalise(pixels), self.labels.index_select(0, index), group)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All samples in order, `size` at a time."""
+        for i in range(0, len(self), size):
+            group = None if self.group is None else self.group[i : i + size]
+            x = self.transform.normalise(self.inputs[i : i + size])
+            yield Batch(x, self.labels[i : i + size], group)
+
+
+@dataclass(frozen=True)
+class PackData:
+    """What a pack trains on: a task, or several side by side for `joint`."""
+
+    train: DeviceData
+    validation: DeviceData
+    readout: Readout
+
+    @classmethod
+    def of(cls, parts: Sequence[TaskData], device: torch.device) -> PackData:
+        """The tasks' samples, one after the other, labels counted over the readout's classes."""
+        readout = Readout.of([p.task for p in parts])
+        return cls(
+            _join([p.train for p in parts], parts, readout, device),
+            _join([p.validation for p in parts], parts, readout, device),
+            readout,
+        )
+
+
+def _join(
+    samples: Sequence[Samples], parts: Sequence[TaskData], readout: Readout, device: torch.device
+) -> DeviceData:
+    transform = parts[0].task.transform
+    if len(parts) == 1:
+        one = samples[0]
+        return DeviceData(one.inputs.to(device), one.labels.to(device), None, transform)
+    inputs = torch.cat([s.inputs for s in samples]).to(device)
+    labels = torch.cat([s.labels for s in samples])
+    group = None
+    if readout.allowed is not None:
+        starts, total = [], 0
+        for part in parts:
+            starts.append(total)
+            total += len(part.task.classes)
+        lengths = torch.tensor([len(s) for s in samples])
+        labels = labels + torch.tensor(starts).repeat_interleave(lengths)
+        group = torch.arange(len(parts)).repeat_interleave(lengths).to(device)
+    return DeviceData(inputs, labels.to(device), group, transform)

@@ -1,0 +1,131 @@
+"""Dense layers of a pack on a CPU: oneDNN's matrix product, member by member, for `linear`.
+
+Torch hands fp32 products on a CPU to MKL. oneDNN, which torch brings along for convolutions, is
+used instead, for two reasons: it is twice as fast on AMD's processors, where MKL takes a slower
+path; and its result does not depend on where in memory an operand lies, as MKL's does in the last
+bit. A member inside a stack lies elsewhere than one alone: with oneDNN its bits are the same.
+Both compute in fp32 and differ in the order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, library
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
+
+
+@cache
+def available() -> bool:
+    """Whether this torch has oneDNN's product, and it computes what `linear` does.
+
+    The operator is torch's own and not promised to stay: it is tried once, on operands of the
+    strides that training gives it, and left alone if it raises or says anything else.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    a, b, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4), torch.arange(4.0)
+    try:
+        given = _product(a, b.T, bias)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(given, linear(a, b.T, bias))
+
+
+def fast_linear(device: torch.device) -> AbstractContextManager[object]:
+    """Within it `linear` under `vmap` goes through `PackLinear`, on a device where that pays."""
+    return _FastLinear() if device.type == "cpu" and available() else nullcontext()
+
+
+class _FastLinear(TorchFunctionMode):
+    """Sends `linear` of fp32 rows to the operator `clsearch::linear`, which `vmap` knows."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is linear and not kwargs and len(args) == 3 and args[2] is not None:
+            x, weight, bias = args
+            if x.ndim == 2 and x.dtype == weight.dtype == torch.float32:
+                return _operator()(x, weight, bias)
+        return func(*args, **(kwargs or {}))
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`a bᵀ + bias`: `[M, I]`, `[N, I]` and `[N]` to `[M, N]`, of any strides."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return result
+
+
+def _stacked(members: list[Tensor]) -> Tensor:
+    """K tensors as one `[K, …]`; a single one is not copied."""
+    return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(members)
+
+
+class PackLinear(torch.autograd.Function):
+    """`x Wᵀ + b` of K members: `W [K, N, I]`, `b [K, N]`, `x [K, B, I]`, or `[B, I]` for all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Gives `[K, B, N]`."""
+        ctx.save_for_backward(x, weight)
+        inputs = [x] * len(weight) if x.ndim == 2 else x.unbind(0)
+        return _stacked(
+            [_product(*one) for one in zip(inputs, weight.unbind(0), bias.unbind(0), strict=True)]
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        """`δ W`, `δᵀ x` and `Σ_b δ` of each member, as far as they are asked for."""
+        x, weight = ctx.saved_tensors
+        back = forth = None
+        deltas = delta.unbind(0)
+        if ctx.needs_input_grad[0]:
+            back = _stacked(
+                [_product(d, w.T) for d, w in zip(deltas, weight.unbind(0), strict=True)]
+            )
+            if x.ndim == 2:
+                back = back.sum(0)
+        if ctx.needs_input_grad[1]:
+            inputs = [x.T.contiguous()] * len(weight) if x.ndim == 2 else x.mT.unbind(0)
+            forth = _stacked([_product(d.T, i) for d, i in zip(deltas, inputs, strict=True)])
+        return back, forth, delta.sum(1)
+
+
+_library = library.Library("clsearch", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+@cache
+def _operator() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """`clsearch::linear`, declared on first use: `linear`, and under `vmap` `pack_linear`.
+
+    The second operator is there because an autograd function called within `vmap` goes through
+    Python transforms that cost more than a small layer's arithmetic.
+    """
+    for name, function in (("linear", linear), ("pack_linear", PackLinear.apply)):
+        _library.define(f"{name}(Tensor x, Tensor weight, Tensor bias) -> Tensor")  # type: ignore[no-untyped-call]
+        _library.impl(name, function, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+    pack_linear = torch.ops.clsearch.pack_linear.default
+
+    def under_vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, int]:
+        k = info.batch_size
+        weight, bias = (
+            value.expand(k, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in ((weight, in_dims[1]), (bias, in_dims[2]))
+        )
+        return pack_linear(x if in_dims[0] is None else x.movedim(in_dims[0], 0), weight, bias), 0
+
+    library.register_vmap("clsearch::linear", under_vmap, lib=_library)
+    return torch.ops.clsearch.linear.default

@@ -1,0 +1,161 @@
+"""The epoch loop of a pack: K members of one chain trained together, each with its own fate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from clsearch.config import TrainingConfig
+from clsearch.models.base import Params
+from clsearch.training.batch import DeviceData, PackData
+from clsearch.training.step import Objective, Stack
+from clsearch.training.update import PackOptimizer
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass
+class Trained:
+    """What became of one member: `params` are its trained parameters, or None with a `reason`.
+
+    `curve` holds the validation accuracy (fraction) after each epoch; `accuracy` that of `params`.
+    """
+
+    member: int
+    params: Params | None
+    accuracy: float | None
+    reason: str = ""
+    curve: list[float] = field(default_factory=list)
+
+
+@dataclass
+class _Best:
+    accuracy: float = -1.0
+    epoch: int = 0
+    params: Params = field(default_factory=dict)
+
+
+def train_pack(
+    objective: Objective,
+    hypers: Sequence[Mapping[str, float]],
+    data: PackData,
+    config: TrainingConfig,
+    generator: Callable[[str], torch.Generator],
+) -> Iterator[Trained]:
+    """Trains one member for each of `hypers` and yields each as soon as its fate is known.
+
+    All members share initial weights and the order of the samples (common random numbers). A
+    member whose loss or weights stop being finite is yielded with the reason and dropped, and so
+    is one that stops early; the others go on bit for bit as if alone.
+    """
+    device = data.train.inputs.device
+    pack = _Pack(objective, hypers, config, device)
+    n = len(data.train)
+    for epoch in range(1, config.epochs + 1):
+        order = torch.randperm(n, generator=generator(f"order-{epoch}")).to(device)
+        finite = pack.epoch(torch.split(order, config.batch_size), data.train)
+        yield from pack.drop_broken(finite, epoch)
+        if not pack.members:
+            return
+        yield from pack.validate(data.validation, epoch)
+        if not pack.members:
+            return
+
+
+class _Pack:
+    """The members still training: stacked parameters, hyperparameters and optimiser."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        hypers: Sequence[Mapping[str, float]],
+        config: TrainingConfig,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.updating = [r for r in objective.regularizers if r.updates]
+        self.frozen = {
+            name: (~mask, objective.start.params[name])
+            for name, mask in objective.start.trainable.items()
+            if not bool(mask.all())
+        }
+        self.members = list(range(len(hypers)))
+        self.gradient, self.hits = objective.gradient(), objective.hits()
+        k = len(hypers)
+        self.stack: Stack = {
+            name: objective.start.params[name].unsqueeze(0).repeat(k, *[1] * like.ndim)
+            for name in objective.start.trainable
+            for like in [objective.start.params[name]]
+        }
+        self.hyper = {
+            name: torch.tensor([h[name] for h in hypers], device=device) for name in hypers[0]
+        }
+        self.optimizer = PackOptimizer(config, self.stack, [h["lr"] for h in hypers])
+        self.curves: list[list[float]] = [[] for _ in hypers]
+        self.best = [_Best() for _ in hypers]
+
+    def epoch(self, batches: Sequence[Tensor], data: DeviceData) -> Tensor:
+        """One pass over the samples; bool `[steps, K]`: which losses were finite."""
+        losses = []
+        for index in batches:
+            grads, loss = self.gradient(self.stack, self.hyper, data.batch(index))
+            self.optimizer.step(grads)
+            if self.updating:
+                self._update()
+            losses.append(loss)
+        return torch.stack(losses).isfinite()
+
+    def _update(self) -> None:
+        """What regularisers do after a step, to the entries that may move alone."""
+        for regularizer in self.updating:
+            regularizer.after_update(self.stack, self.hyper)
+        for name, (frozen, start) in self.frozen.items():
+            self.stack[name].copy_(torch.where(frozen, start, self.stack[name]))
+
+    def drop_broken(self, finite: Tensor, epoch: int) -> Iterator[Trained]:
+        """Yields and drops the members whose losses or weights are not finite."""
+        sound = torch.stack([v.flatten(1).isfinite().all(1) for v in self.stack.values()]).all(0)
+        broken = [k for k in range(len(self.members)) if not (finite[:, k].all() and sound[k])]
+        for k in broken:
+            steps = (~finite[:, k]).nonzero()
+            step = int(steps[0]) + 1 if len(steps) else finite.shape[0]
+            what = "loss" if len(steps) else "weights"
+            reason = f"{what} not finite (NaN or infinite) in epoch {epoch}, step {step}"
+            yield Trained(self.members[k], None, None, reason, self.curves[k])
+        self._keep([k for k in range(len(self.members)) if k not in broken])
+
+    def validate(self, data: DeviceData, epoch: int) -> Iterator[Trained]:
+        """Measures all members; yields and drops those that are done."""
+        right = sum(self.hits(self.stack, batch) for batch in data.batches(EVALUATION_BATCH))
+        done = []
+        for k, count in enumerate(torch.as_tensor(right).tolist()):
+            accuracy = count / len(data)
+            self.curves[k].append(accuracy)
+            if self._finished(k, accuracy, epoch):
+                best = self.best[k]
+                yield Trained(self.members[k], best.params, best.accuracy, "", self.curves[k])
+                done.append(k)
+        self._keep([k for k in range(len(self.members)) if k not in done])
+
+    def _finished(self, k: int, accuracy: float, epoch: int) -> bool:
+        """Whether member k stops here; keeps the weights it would stop with."""
+        best, patience = self.best[k], self.config.patience
+        last = epoch == self.config.epochs
+        if accuracy > best.accuracy if patience else last:
+            params = {name: value[k].clone() for name, value in self.stack.items()}
+            self.best[k] = _Best(accuracy, epoch, params)
+        return last or (patience is not None and epoch - self.best[k].epoch >= patience)
+
+    def _keep(self, index: Sequence[int]) -> None:
+        if len(index) == len(self.members):
+            return
+        self.members = [self.members[k] for k in index]
+        self.curves = [self.curves[k] for k in index]
+        self.best = [self.best[k] for k in index]
+        if index:
+            chosen = torch.tensor(index, device=self.hyper["lr"].device)
+            self.hyper = {n: v.index_select(0, chosen) for n, v in self.hyper.items()}
+            self.stack = self.optimizer.keep(index)

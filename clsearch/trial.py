@@ -1,0 +1,188 @@
+"""One pack, start to records. Knows neither Ray nor MLflow."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from clsearch.config import Config
+from clsearch.errors import StoreError
+from clsearch.methods.base import ChainState, Context, Start
+from clsearch.models.base import Params
+from clsearch.protocols import Job
+from clsearch.pruning.activity import mean_activity
+from clsearch.pruning.scan import threshold_scan
+from clsearch.records import TrialRecord
+from clsearch.rng import generator
+from clsearch.scenarios.base import TaskData
+from clsearch.store import Store, read_record, write_record
+from clsearch.system import System, build_system
+from clsearch.training.batch import PackData
+from clsearch.training.loop import EVALUATION_BATCH, Trained, train_pack
+from clsearch.training.step import Objective
+
+
+def context_of(config: Config, seed: int, parts: Sequence[TaskData], shared_head: bool) -> Context:
+    """What the method of a chain knows at a task. `parts` ends with the current task.
+
+    Randomness is named by experiment, seed, task and stream: all methods and all trials share it.
+    """
+    task = parts[-1].task
+
+    def stream(name: str) -> torch.Generator:
+        return generator(config.name, seed, task.number, name)
+
+    return Context(task, tuple(p.task for p in parts), shared_head, stream)
+
+
+def start_on(start: Start, device: torch.device) -> Start:
+    """A start's tensors on a device."""
+    return Start(*({n: v.to(device) for n, v in part.items()} for part in vars(start).values()))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a pack needs beside its hyperparameters, on its device."""
+
+    config: Config
+    system: System
+    context: Context
+    start: Start
+    data: PackData
+    device: torch.device
+
+    @classmethod
+    def set_up(
+        cls,
+        config: Config,
+        job: Job,
+        parts: Sequence[TaskData],
+        parent: ChainState | None,
+        device: torch.device,
+    ) -> Bench:
+        """Builds the method and its start. Raises `DepletedError` where nothing can be learned."""
+        system = build_system(config, job.method, parts[-1].task.shape)
+        context = context_of(config, job.chain.seed, parts, job.shared_head)
+        start = start_on(system.method.begin(parent, context), device)
+        return cls(config, system, context, start, PackData.of(parts, device), device)
+
+
+def run_pack(
+    config: Config,
+    job: Job,
+    parts: Sequence[TaskData],
+    parent: ChainState | None,
+    store: Store,
+    device: torch.device,
+) -> Iterator[TrialRecord]:
+    """Trains the members of a job; each finished trial is in the journal when it is yielded.
+
+    Members that are in the journal already (their pack's worker died after them) are yielded and
+    not trained again. A member that fails ends FAILED with the reason. Where the pack as a whole
+    raises, its members are trained one by one, so that only those at fault fail. Raises
+    `StoreError` when a record cannot be written: that is no trial's fault.
+    """
+    finished = {key: read_record(store, key) for key in job.keys}
+    yield from filter(None, finished.values())
+    left = [i for i, key in enumerate(job.keys) if finished[key] is None]
+    if not left:
+        return
+    rest = replace(
+        job,
+        keys=tuple(job.keys[i] for i in left),
+        hypers=tuple(job.hypers[i] for i in left),
+    )
+    try:
+        yield from _members(Bench.set_up(config, rest, parts, parent, device), rest, store)
+    except StoreError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's result
+        if len(left) == 1:
+            yield _failed(rest, error, store)
+            return
+        for key, hyper in zip(rest.keys, rest.hypers, strict=True):
+            alone = replace(rest, keys=(key,), hypers=(hyper,))
+            yield from run_pack(config, alone, parts, parent, store, device)
+
+
+def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
+    """Trains a pack and writes each member's record as it ends."""
+    system = bench.system
+    objective = Objective(
+        system.backbone, system.method, system.regularizers, bench.start, bench.data.readout
+    )
+    begun, clock = time.time(), time.perf_counter()
+    stream: Callable[[str], torch.Generator] = bench.context.generator
+    for trained in train_pack(objective, job.hypers, bench.data, bench.config.training, stream):
+        record, state = _record(bench, job, trained)
+        took = time.perf_counter() - clock
+        record = replace(record, duration=took / len(job.keys), started=begun)
+        write_record(store, record, state)
+        yield record
+
+
+def _blank(job: Job, member: int) -> TrialRecord:
+    return TrialRecord(
+        trial_key=job.keys[member],
+        method=job.chain.method,
+        seed=job.chain.seed,
+        task=job.task,
+        hyperparameters=dict(job.hypers[member]),
+        status="FAILED",
+        host=platform.node(),
+        pack_size=len(job.keys),
+    )
+
+
+def _failed(job: Job, error: Exception, store: Store) -> TrialRecord:
+    """The record of the only member of a job, which raised."""
+    lost = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    reason = f"{type(error).__name__}: {error}"
+    record = replace(_blank(job, 0), reason=reason, started=time.time(), lost=lost)
+    write_record(store, record, None)
+    return record
+
+
+def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, ChainState | None]:
+    """The record of a trained member, its threshold scan included, and what is stored beside it."""
+    layers = bench.system.backbone.unit_layers
+    record = replace(
+        _blank(job, trained.member),
+        reason=trained.reason,
+        layers=tuple(u.name for u in layers),
+        units=tuple(u.units for u in layers),
+        free=tuple(0 for _ in layers),
+        curve=tuple(trained.curve),
+        epochs=len(trained.curve),
+        device=str(bench.device),
+    )
+    if trained.params is None:
+        return record, None
+    method, start = bench.system.method, bench.start
+    params: Params = {**start.params, **trained.params}
+    activity = mean_activity(
+        bench.system.backbone, params, bench.data.train, start.gates, EVALUATION_BATCH
+    )
+    scan = threshold_scan(
+        bench.system.backbone,
+        params,
+        bench.data.readout,
+        start.gates,
+        method.prunable(start.state),
+        activity,
+        bench.data.validation,
+        bench.config.selection.thresholds,
+        EVALUATION_BATCH,
+    )
+    record = replace(
+        record,
+        status="COMPLETE",
+        validation_accuracy=trained.accuracy,
+        drift=method.drift(params, start.state),
+        scan=scan,
+    )
+    return record, ChainState(params, dict(activity))

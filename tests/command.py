@@ -1,0 +1,126 @@
+"""The command line as its users meet it: real processes, their output, what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+CLSEARCH = str(Path(sys.executable).with_name("clsearch"))
+ROOT = Path(__file__).parents[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This environment without anything that changes what the command does."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "TUNE_"))}
+    kept.pop("CLSEARCH_DATA", None)
+    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+
+
+def clsearch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs `clsearch` to its end, in a process of its own."""
+    return subprocess.run(
+        [CLSEARCH, *map(str, arguments)],
+        **{"capture_output": True, "text": True, "timeout": 280, "env": environment()} | options,
+        check=False,
+    )
+
+
+class Driver:
+    """`clsearch` at work in a process of its own; its output goes into files."""
+
+    def __init__(self, folder: Path, *arguments: object, env: Mapping[str, str] | None = None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [CLSEARCH, *map(str, arguments)],
+                stdout=out, stderr=err, env=dict(env or environment()),
+            )  # fmt: skip
+        self.family: set[psutil.Process] = set()
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    def descendants(self) -> list[psutil.Process]:
+        """Its processes now; all ever seen stay in `family`."""
+        try:
+            found = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            found = []
+        self.family.update(found)
+        return found
+
+    def until(self, what: Callable[[], object], seconds: float = 120.0) -> None:
+        """Waits until something is true of a driver that is still at work."""
+        end = time.monotonic() + seconds
+        while not what():
+            assert self.process.poll() is None, f"it ended first\n{self.stdout}\n{self.stderr}"
+            assert time.monotonic() < end, f"waited in vain\n{self.stdout}\n{self.stderr}"
+            self.descendants()
+            time.sleep(0.05)
+        self.descendants()
+
+    def wait(self, seconds: float = 240.0) -> int:
+        return self.process.wait(seconds)
+
+    def survivors(self, seconds: float = 20.0, but: str = "nothing") -> list[str]:
+        """Those of its processes that are still there after so many seconds, at most.
+
+        Without those with `but` in their name.
+        """
+        watched = []
+        for process in self.family:
+            try:
+                if but not in " ".join(process.cmdline()):
+                    watched.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        _, alive = psutil.wait_procs(watched, timeout=seconds)
+        return [f"{p.pid} {p.name()}" for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+    def end(self) -> None:
+        """Ends what is left of it, whatever happened."""
+        self.descendants()
+        for process in [*self.family, self.process]:
+            try:
+                process.kill()
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                continue
+        self.process.wait(30)
+
+
+def write_config(path: Path, **sections: Any) -> Path:
+    """A small search over scikit-learn's digits, with some sections replaced."""
+    config = {
+        "name": "small",
+        "scenario": {"name": "permuted", "source": "digits", "tasks": 2},
+        "model": {"name": "mlp", "hidden": [32]},
+        "training": {"epochs": 3, "batch_size": 64},
+        "methods": [
+            {"name": "finetune", "grid": {"lr": [0.001, 0.003]}},
+            {"name": "clnp", "grid": {"lr": [0.003], "l1": [1e-5, 1e-4]}},
+        ],
+        "resources": {"workers": 2},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config | sections), encoding="utf-8")
+    return path
+
+
+def journal(out: Path) -> dict[str, int]:
+    """The finished trials of a run: key to when its record was written, in nanoseconds."""
+    found = out / "checkpoints" / "trials"
+    return {p.parent.name: p.stat().st_mtime_ns for p in found.glob("[!.]*/manifest.json")}

@@ -1,0 +1,286 @@
+"""What several tests need: real data where it is there, tiny tasks, a search in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clsearch.config import Config, parse_config
+from clsearch.data._idx import IdxSource
+from clsearch.data._torchvision import torchvision
+from clsearch.data.base import RawData, Samples, Source
+from clsearch.errors import InputError
+from clsearch.methods.base import ChainState, Context, Evidence, Start
+from clsearch.methods.base import ImportanceObjective as Importance
+from clsearch.models.base import Params
+from clsearch.plugins import discover
+from clsearch.protocols import Committed, Job, SearchInfo
+from clsearch.pruning.activity import mean_activity
+from clsearch.records import Chain, TaskResult, TrialRecord, digest
+from clsearch.rng import generator
+from clsearch.scenarios.base import InputTransform, Scenario, Task, TaskData
+from clsearch.store import Store, read_commit
+from clsearch.system import System, build_system
+from clsearch.training.batch import PackData, Readout, answer
+from clsearch.training.importance import mean_moment
+from clsearch.training.loop import Trained, train_pack
+from clsearch.training.step import Objective
+from clsearch.trial import context_of, run_pack
+
+SOURCES = discover("clsearch.data", Source)
+_LOAD = {name: kind.load for name, kind in SOURCES.items()}  # as they are before a test patches
+
+
+def shared_data() -> Path:
+    """The folder of real images: `$CLSEARCH_DATA`, else `../shared/data`; skips where absent."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("CLSEARCH_DATA") or default)
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} is not there (set CLSEARCH_DATA)")
+    return folder
+
+
+@cache
+def load_source(name: str) -> RawData:
+    """A whole source, read once a session; skips where its files are absent."""
+    source, load = SOURCES[name](), _LOAD[name]
+    if source.embedded:
+        return load(source, Path("unused"), download=False)
+    root = shared_data()
+    if not isinstance(source, IdxSource):
+        try:
+            return load(source, root, download=False)
+        except InputError as error:
+            pytest.skip(f"no real images: {error}")
+    raw = root / source.dataset / "raw"
+    if not raw.is_dir():
+        pytest.skip(f"no real images: {raw} is not there")
+    if not any(raw.glob("*.gz")):
+        return load(source, root, download=False)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        dataset = getattr(torchvision().datasets, source.dataset)
+        patch.setattr(dataset, "mirrors", [Path(folder).as_uri() + "/"])  # no network, ever
+        copy = Path(folder) / source.dataset / "raw"
+        copy.mkdir(parents=True)
+        for file in raw.glob("*.gz"):
+            shutil.copyfile(file, copy / file.name)
+        return load(source, Path(folder), download=True)
+
+
+# --- methods, trained on tasks of a few pixels ---------------------------------------------------
+
+
+def tiny_tasks(
+    count: int, shared: bool, samples: int = 24, classes: int = 3, seed: int = 0
+) -> list[TaskData]:
+    """Tasks of images 1x2x3 whose classes differ in brightness; a head each, or one for all."""
+    tasks = []
+    for number in range(1, count + 1):
+        rng = generator("tiny", seed, number)
+        head = 0 if shared else number - 1
+        names = tuple(f"class-{c}" for c in range(classes))
+        transform = InputTransform(255.0, (0.4,), (0.3,))
+        task = Task(number, f"tiny-{number}", names, head, (1, 2, 3), transform)
+        means = torch.randint(40, 200, (classes, 1, 2, 3), generator=rng)
+        parts = []
+        for n in (samples, max(samples // 2, classes)):
+            labels = torch.arange(n) % classes
+            noise = torch.randint(-40, 40, (n, 1, 2, 3), generator=rng)
+            parts.append(Samples((means[labels] + noise).to(torch.uint8), labels))
+        sums = digest([p.digest() for p in parts])
+        tasks.append(TaskData(task, parts[0], parts[1], sums))
+    return tasks
+
+
+def tiny_config(method: str | dict[str, Any] = "finetune", **sections: Any) -> Config:
+    """A config for one method and a tiny backbone; sections go over the defaults."""
+    entry = {"name": method} if isinstance(method, str) else method
+    return parse_config(
+        {
+            "name": "tiny",
+            "scenario": {"name": "permuted"},
+            "model": {"name": "mlp", "hidden": [5, 4]},
+            "methods": [entry],
+            "training": {"epochs": 2, "batch_size": 8},
+            **sections,
+        }
+    )
+
+
+@dataclass
+class Learner:
+    """One chain driven by hand: trains and consolidates task by task, as trials and commits do."""
+
+    config: Config
+    tasks: Sequence[TaskData]
+    shared: bool
+
+    def __post_init__(self) -> None:
+        self.system = build_system(self.config, 0, self.tasks[0].task.shape)
+        self.method = self.system.method
+        self.defaults = {name: hyper.default for name, hyper in self.system.space.items()}
+
+    def parts(self, number: int) -> list[TaskData]:
+        first = 1 if self.method.uses_all_tasks else number
+        return list(self.tasks[first - 1 : number])
+
+    def data(self, number: int) -> PackData:
+        return PackData.of(self.parts(number), torch.device("cpu"))
+
+    def context(self, number: int) -> Context:
+        return context_of(self.config, 0, self.parts(number), self.shared)
+
+    def begin(self, parent: ChainState | None, number: int) -> Start:
+        alone = self.method.independent or self.method.uses_all_tasks
+        return self.method.begin(None if alone else parent, self.context(number))
+
+    def train(
+        self, start: Start, number: int, hypers: Sequence[dict[str, float]] | None = None
+    ) -> list[Trained]:
+        """The members of one pack, by number."""
+        data = self.data(number)
+        objective = Objective(
+            self.system.backbone, self.method, self.system.regularizers, start, data.readout
+        )
+        generators = self.context(number).generator
+        hypers = hypers or [self.defaults]
+        members = train_pack(objective, hypers, data, self.config.training, generators)
+        return sorted(members, key=lambda trained: trained.member)
+
+    def evidence(self, start: Start, params: Params, number: int) -> Evidence:
+        data, backbone = self.data(number), self.system.backbone
+
+        def importance(objective: Importance) -> Params:
+            names = list(start.trainable)
+            return mean_moment(
+                backbone, params, data.train, data.readout, start.gates, names, objective, 8
+            )
+
+        activity = mean_activity(backbone, params, data.train, start.gates, 8)
+        return Evidence(lambda: activity, importance)
+
+    def learn(
+        self,
+        parent: ChainState | None,
+        number: int,
+        threshold: float | None = None,
+        hypers: Sequence[dict[str, float]] | None = None,
+        member: int = 0,
+    ) -> ChainState:
+        """A task begun, trained and consolidated."""
+        start = self.begin(parent, number)
+        trained = self.train(start, number, hypers)[member]
+        assert trained.params is not None, trained.reason
+        params = {**start.params, **trained.params}
+        evidence = self.evidence(start, params, number)
+        return self.method.consolidate(start, params, evidence, threshold, self.context(number))
+
+    def logits(self, state: ChainState, number: int) -> Tensor:
+        """The answers of a chain to a task's validation samples, `[N, classes]`."""
+        task = self.tasks[number - 1].task
+        gates = self.method.gates(state.state, task)
+        assert gates is not None
+        data = PackData.of([self.tasks[number - 1]], torch.device("cpu")).validation
+        (batch,) = data.batches(len(data))
+        logits, _ = answer(
+            self.system.backbone, state.params, batch.x, Readout((task.head,)), gates
+        )
+        return logits
+
+
+# --- a search in this process --------------------------------------------------------------------
+
+
+class SerialSearcher:
+    """A real searcher without workers: packs one after the other, in this process.
+
+    `stop_after`: raises `KeyboardInterrupt` when so many records are in the journal.
+    """
+
+    device = "cpu"
+
+    def __init__(self, workers: int = 1, stop_after: int | None = None) -> None:
+        self.workers, self.stop_after = workers, stop_after
+        self.keys: list[str] = []
+        self.pack_sizes: list[int] = []
+
+    def run(
+        self,
+        config: Config,
+        jobs: Sequence[Job],
+        data: Mapping[int, TaskData],
+        store: Store,
+        on_record: Callable[[TrialRecord], None],
+    ) -> Mapping[str, str]:
+        for job in jobs:
+            self.pack_sizes.append(len(job.keys))
+            parent = None
+            if job.parent is not None:
+                commit = read_commit(store, job.parent)
+                assert commit is not None
+                parent, _ = commit
+            parts = [data[number] for number in job.parts]
+            for record in run_pack(config, job, parts, parent, store, torch.device("cpu")):
+                self.keys.append(record.trial_key)
+                if self.stop_after is not None and len(self.keys) >= self.stop_after:
+                    raise KeyboardInterrupt
+                on_record(record)
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+class SilentTracker:
+    """Takes everything, keeps the commits."""
+
+    def __init__(self) -> None:
+        self.trials: list[TrialRecord] = []
+        self.commits: list[Committed] = []
+
+    def start(self, info: SearchInfo) -> None:
+        pass
+
+    def trial(self, record: TrialRecord) -> None:
+        self.trials.append(record)
+
+    def committed(self, commit: Committed) -> None:
+        self.commits.append(commit)
+
+    def finish(self, figures: Sequence[Path], metrics: Mapping[str, float], status: str) -> None:
+        pass
+
+    def close(self, timeout: float) -> int:
+        return 0
+
+
+class SilentProgress:
+    """Keeps the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def begin(self, scenario: Scenario, systems: Sequence[System], config: Config) -> None:
+        pass
+
+    def task(self, data: TaskData, planned: Mapping[Chain, Sequence[str]]) -> None:
+        pass
+
+    def record(self, record: TrialRecord, known: bool) -> None:
+        pass
+
+    def selected(self, result: TaskResult) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)

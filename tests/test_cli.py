@@ -1,0 +1,494 @@
+"""The command line: help, exit codes, messages for wrong input, and a search from end to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import typer.main
+import yaml
+from command import clsearch, environment, journal, write_config
+
+from clsearch.cli import app, main
+from clsearch.export import load_export
+
+COMMANDS = ("run", "resume", "status", "select", "export", "doctor")
+
+
+class Ended:
+    """How a command ended that was called in this process."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Calls the entry point in this process: what is refused is refused before anything starts."""
+    monkeypatch.delenv("CLSEARCH_DATA", raising=False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process is pytest's
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr("sys.argv", ["clsearch", *map(str, arguments)])
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """Exit code 2 and one message on stderr that holds these words; no traceback."""
+    assert ended.code == 2, ended.err
+    assert ended.out == ""
+    assert ended.err.startswith("clsearch: ")
+    assert ended.err.count("clsearch: ") == 1
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def test_every_command_is_tested_here_and_has_help(call: Any) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) == set(COMMANDS)
+    for name, command in commands.items():
+        ended = call(name, "--help")
+        assert ended.code == 0
+        assert command.help.splitlines()[0] in " ".join(ended.out.split())
+        for parameter in command.params:
+            assert parameter.help, f"{name} {parameter.name} has no help"
+
+
+def test_no_command_shows_the_help(call: Any) -> None:
+    ended = call()
+    assert ended.code in (0, 2)
+    assert "Usage: " in ended.out + ended.err
+    assert all(f"  {name} " in ended.out + ended.err for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("sarch",), ("run",), ("run", "c.yaml", "--worker", "2"), ("run", "c.yaml", "--workers", "0"),
+     ("select", "out"), ("select", "out", "--margin", "one"), ("export", "out", "--task", "1")],
+    ids=" ".join,
+)  # fmt: skip
+def test_usage_errors_exit_with_2_on_stderr(call: Any, arguments: tuple[str, ...]) -> None:
+    ended = call(*arguments)
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "Error" in ended.err
+    assert "Traceback" not in ended.err
+
+
+WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "an unknown key": ({"trainning": {}}, ("trainning", "training", "scenario")),
+    "an unknown key further down": ({"training": {"epoch": 3}}, ("training.epoch", "epochs")),
+    "an unknown method": ({"methods": [{"name": "ewcc"}]}, ("methods[0].name", "'ewcc'", "ewc")),
+    "an unknown hyperparameter": (
+        {"methods": [{"name": "finetune", "grid": {"strength": [1]}}]},
+        ("methods[0].grid.strength", "lr"),
+    ),
+    "an empty axis": (
+        {"methods": [{"name": "finetune", "grid": {"lr": []}}]},
+        ("methods[0].grid.lr",),
+    ),
+    "an empty list of methods": ({"methods": []}, ("methods",)),
+    "a learning rate of zero": (
+        {"methods": [{"name": "finetune", "grid": {"lr": [0]}}]},
+        ("methods[0].grid.lr", "above 0"),
+    ),
+    "a negative margin": ({"selection": {"margin": -1}}, ("selection.margin", "-1", "0")),
+    "no seed": ({"seeds": []}, ("seeds",)),
+    "an unknown scenario": ({"scenario": {"name": "permuted2"}}, ("scenario.name", "permuted")),
+    "an unknown source": (
+        {"scenario": {"name": "permuted", "source": "digit"}},
+        ("scenario.source", "digits"),
+    ),
+    "an unknown option of the scenario": (
+        {"scenario": {"name": "permuted", "task": 2}},
+        ("scenario.task", "tasks"),
+    ),
+    "a missing data folder": (
+        {"scenario": {"name": "permuted", "source": "mnist", "root": "no-such-folder"}},
+        ("scenario.root", "no-such-folder", "MNIST/raw", "download"),
+    ),
+    "an unusable tracking address": (
+        {"tracking": {"uri": "gopher://host"}},
+        ("tracking.uri", "gopher://host", "http"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_config_is_refused_with_one_message_and_nothing_written(
+    call: Any, tmp_path: Path, what: str
+) -> None:
+    sections, words = WRONG[what]
+    config = write_config(tmp_path / "config.yaml", **sections)
+    refused(call("run", config, "--out", tmp_path / "runs" / "out"), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: [unclosed", ("valid YAML",)),
+        ("just words", ("mapping",)),
+        ("", ("mapping",)),
+        ("name: x\n", ("scenario", "required")),
+        ("a: !!python/object/apply:os.system ['true']", ("valid YAML",)),
+        ("name: \xff", ("valid YAML",)),
+    ],
+)
+def test_a_file_that_is_no_config(
+    call: Any, tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_bytes(text.encode("latin-1"))
+    refused(call("run", config, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_not_there(call: Any, tmp_path: Path) -> None:
+    refused(call("run", tmp_path / "none.yaml"), "none.yaml", "YAML file")
+    refused(call("run", tmp_path), str(tmp_path), "YAML file")
+
+
+def test_a_data_folder_that_is_not_there(call: Any, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml", scenario={"name": "permuted", "source": "mnist"})
+    ended = call("run", config, "--out", tmp_path / "out", "--data", tmp_path / "none")
+    refused(ended, str(tmp_path / "none"), "MNIST/raw")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_wrong_size(call: Any, tmp_path: Path) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        pixels = struct.pack(">HBBIII", 0, 8, 3, 20, 20, 20) + bytes(20 * 20 * 20)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(pixels)
+        labels = struct.pack(">HBBI", 0, 8, 1, 20) + bytes(i % 10 for i in range(20))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(labels)
+    config = write_config(tmp_path / "c.yaml", scenario={"name": "permuted", "source": "mnist"})
+    ended = call("run", config, "--out", tmp_path / "out", "--data", tmp_path / "data")
+    refused(ended, "28x28", "[20, 20, 20]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_below_a_file(call: Any, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    (tmp_path / "file").write_text("mine")
+    refused(call("run", config, "--out", tmp_path / "file" / "out"), "--out", "can be written")
+    refused(call("run", config, "--out", tmp_path / "file"), "--out", "can be written")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_output_folder_on_a_read_only_disk(call: Any, tmp_path: Path) -> None:
+    config, disk = write_config(tmp_path / "c.yaml"), tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a read-only disk takes root")
+    try:
+        refused(call("run", config, "--out", disk), "--out", "can be written")
+        refused(call("run", config, "--out", disk / "out"), "--out", "can be written")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_output_folder_with_other_files(call: Any, tmp_path: Path) -> None:
+    config, out = write_config(tmp_path / "c.yaml"), tmp_path / "thesis"
+    out.mkdir()
+    (out / "chapter1.tex").write_text("mine")
+    refused(call("run", config, "--out", out), "--out", "empty or new folder")
+    assert [p.name for p in out.iterdir()] == ["chapter1.tex"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("resume",), ("status",), ("select", "--margin", "1"),
+     ("export", "--method", "clnp", "--task", "1", "--to", "m.pt2")],
+    ids=lambda a: a[0],
+)  # fmt: skip
+def test_a_folder_that_holds_no_run(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "none"):
+        refused(call(arguments[0], folder, *arguments[1:]), folder, "config.yaml")
+    assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:0", "127.0.0.1:port"])
+def test_an_address_that_is_none(call: Any, tmp_path: Path, address: str) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    refused(call("run", config, "--out", tmp_path / "a" / "b", "--address", address), "--address")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
+
+
+@pytest.mark.parametrize("listener", ["closed", "silent", "something else"])
+def test_an_address_where_no_ray_answers_is_refused_within_10_seconds(
+    call: Any, tmp_path: Path, listener: str
+) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            kept.append(server.accept()[0])
+            if listener == "something else":
+                kept[-1].sendall(b"SSH-2.0-Other\r\n")
+
+        if listener == "closed":
+            server.close()
+        else:
+            threading.Thread(target=serve, daemon=True).start()
+        call("run", config, "--out", tmp_path / "a", "--address", "nonsense")  # pays the imports
+        began = time.monotonic()
+        ended = call("run", config, "--out", tmp_path / "a", "--address", address)
+        assert time.monotonic() - began < 10
+        for connection in kept:
+            connection.close()
+    refused(ended, "--address", address, "HOST:PORT")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A small search through the real command line; its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("search")
+    config = write_config(folder / "small.yaml")
+    # Neither a cluster that is named here nor the width of this terminal is any of its business.
+    env = environment(RAY_ADDRESS="127.0.0.1:1", COLUMNS="80")
+    done = clsearch("run", config, "--out", folder / "out", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return folder / "out", done.stdout
+
+
+def test_a_search_leaves_exactly_the_files_of_the_design(searched: tuple[Path, str]) -> None:
+    out, _ = searched
+    assert {p.name for p in out.iterdir()} == {
+        "config.yaml", "trials.parquet", "scan.parquet", "selections.json",
+        "accuracy_matrix.json", "checkpoints", "report", "mlflow.db", "artifacts",
+    }  # fmt: skip
+    kinds = {p.name for p in (out / "checkpoints").iterdir()}
+    assert kinds == {"trials", "commits", "delivered"}
+    assert len(journal(out)) == 8
+    trials = pq.read_table(out / "trials.parquet")
+    assert trials.num_rows == 8
+    assert set(trials["status"].to_pylist()) == {"COMPLETE"}
+    assert set(trials["trial_key"].to_pylist()) == set(journal(out))
+    selections = json.loads((out / "selections.json").read_text())
+    assert {(s["method"], s["task"]) for s in selections} == {
+        (m, t) for m in ("finetune", "clnp") for t in (1, 2)
+    }
+    assert all(s["outcome"] == "selected" and s["reason"] for s in selections)
+    matrix = json.loads((out / "accuracy_matrix.json").read_text())
+    assert [len(row) for row in matrix["clnp"]["0"]] == [1, 2]
+    scans = pq.read_table(out / "scan.parquet")
+    assert set(scans["trial_key"].to_pylist()) == set(journal(out))
+    assert (out / "report" / "index.md").is_file()
+    resolved = yaml.safe_load((out / "config.yaml").read_text())
+    assert resolved["scenario"]["tasks"] == 2
+    leftovers = [p.name for p in out.rglob(".*")]
+    assert leftovers == []
+
+
+def test_its_output_is_plain_lines_about_the_search_alone(searched: tuple[Path, str]) -> None:
+    _, text = searched
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert "small: 2 tasks (permuted, domain_incremental), 2 methods" in text
+    assert "Task 2/2 permuted-2" in text
+    assert "8 trials trained." in text
+    audit = [line for line in text.splitlines() if "mlflow" in line.lower()]
+    assert len(audit) == 1
+    assert "mlflow.db" in audit[0]
+    for word in ("INFO", "WARN", "ray", "Optuna", "alembic", "Traceback"):
+        assert word not in text, word
+
+
+def test_searching_again_trains_nothing(searched: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = searched
+    before, selected = journal(out), (out / "selections.json").read_bytes()
+    done = clsearch("resume", out, "--workers", "1", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"Nothing was trained: all 8 trials were in the journal of {out}" in done.stdout
+    assert journal(out) == before
+    assert (out / "selections.json").read_bytes() == selected
+
+
+def test_another_configs_folder_is_refused(
+    searched: tuple[Path, str], call: Any, tmp_path: Path
+) -> None:
+    out, _ = searched
+    before = (out / "config.yaml").read_bytes()
+    config = write_config(tmp_path / "c.yaml", training={"epochs": 4})
+    refused(call("run", config, "--out", out), "--out", "training", "another config")
+    assert (out / "config.yaml").read_bytes() == before
+
+
+def test_status_tells_how_far_it_is(searched: tuple[Path, str], call: Any) -> None:
+    out, _ = searched
+    ended = call("status", out)
+    assert (ended.code, ended.err) == (0, "")
+    assert "8 finished trials" in ended.out
+    assert "finetune/seed-0: 2 of 2 tasks" in ended.out
+    assert "clnp/seed-0: 2 of 2 tasks" in ended.out
+    assert "Finished." in ended.out
+
+
+def test_select_with_another_margin_trains_nothing(
+    searched: tuple[Path, str], call: Any, tmp_path: Path
+) -> None:
+    out, _ = searched
+    before, selected = journal(out), (out / "selections.json").read_bytes()
+    same = call("select", out, "--margin", "1")
+    assert same.code == 0
+    assert "0 of 4 selections differ" in same.out
+    chosen = tmp_path / "chosen.json"
+    wide = call("select", out, "--margin", "100", "--to", chosen)
+    assert wide.code == 0
+    assert "Nothing was trained" in " ".join(wide.out.split())
+    assert "0 of 4" not in wide.out
+    old = json.loads(selected)
+    new = {(s["method"], s["task"]): s for s in json.loads(chosen.read_text())}
+    assert len(new) == 4
+    for s in old:
+        wider = new[s["method"], s["task"]]
+        assert wider["margin"] == 100
+        assert wider["sparsity"] >= s["sparsity"]
+    assert any(new[s["method"], s["task"]]["sparsity"] > s["sparsity"] for s in old)
+    assert journal(out) == before
+    assert (out / "selections.json").read_bytes() == selected
+
+
+@pytest.mark.parametrize("margin", ["-1", "101", "nan"])
+def test_select_refuses_a_margin_out_of_range(
+    searched: tuple[Path, str], call: Any, margin: str
+) -> None:
+    refused(call("select", searched[0], "--margin", margin), "--margin", "0 to 100")
+
+
+def test_select_replaces_a_file_only_with_force(
+    searched: tuple[Path, str], call: Any, tmp_path: Path
+) -> None:
+    out, file = searched[0], tmp_path / "chosen.json"
+    file.write_text("mine")
+    refused(call("select", out, "--margin", "2", "--to", file), "--to", "--force")
+    assert file.read_text() == "mine"
+    assert call("select", out, "--margin", "2", "--to", file, "--force").code == 0
+    assert len(json.loads(file.read_text())) == 4
+    refused(call("select", out, "--margin", "2", "--to", tmp_path / "no" / "x.json"), "--to")
+
+
+def test_an_exported_model_answers_like_the_selected_one(
+    searched: tuple[Path, str], call: Any, tmp_path: Path
+) -> None:
+    out, _ = searched
+    pixels = torch.randint(0, 17, (5, 1, 8, 8)).float()
+    answers = []
+    for suffix in ("pt2", "safetensors"):
+        file = tmp_path / suffix / f"model.{suffix}"
+        file.parent.mkdir()
+        ended = call("export", out, "--method", "clnp", "--task", "1", "--to", file)
+        assert (ended.code, ended.err) == (0, "")
+        model, metadata = load_export(file)
+        answers.append(model(pixels))
+        assert metadata["selection"]["method"] == "clnp"
+        assert sorted(p.name for p in file.parent.iterdir()) == [file.name, f"{file.name}.json"]
+    assert torch.equal(*answers)
+    assert answers[0].shape == (5, 10)
+    matrix = json.loads((out / "accuracy_matrix.json").read_text())
+    assert metadata["metrics"]["test_accuracy"] == matrix["clnp"]["0"][0][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"--method": "ewc"}, ("--method", "'ewc'", "clnp, finetune")),
+        ({"--task": "3"}, ("--task", "3", "1, 2")),
+        ({"--task": "0"}, ("--task", "0", "1, 2")),
+        ({"--seed": "7"}, ("--seed", "7", "0")),
+        ({"--to": "model.onnx"}, (".pt2", ".safetensors")),
+        ({"--to": "taken.pt2/model.pt2"}, ("taken.pt2",)),
+        ({"--to": "taken.pt2"}, ("taken.pt2", "--force")),
+    ],
+    ids=lambda v: " ".join(*v.items()) if isinstance(v, dict) else "",
+)
+def test_export_refuses(
+    searched: tuple[Path, str],
+    call: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken.pt2").write_text("mine")
+    asked = {"--method": "clnp", "--task": "1", "--to": "model.pt2"} | options
+    refused(call("export", searched[0], *(x for pair in asked.items() for x in pair)), *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken.pt2"]
+    assert (tmp_path / "taken.pt2").read_text() == "mine"
+
+
+def test_wrong_input_through_the_real_entry_point(tmp_path: Path) -> None:
+    done = clsearch("run", tmp_path / "none.yaml", cwd=tmp_path)
+    refused(Ended(done.returncode, done.stdout, done.stderr), "none.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_is_no_traceback(searched: tuple[Path, str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = clsearch(
+            "status", searched[0], capture_output=False, stdout=write, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(write)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_doctor_finds_nothing_to_mend_here(tmp_path: Path) -> None:
+    done = clsearch("doctor", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "Nothing to mend."
+    assert all(line.startswith("OK ") for line in lines[:-1])
+    for what in ("python", "torch", "torchvision", "ray", "mlflow", "pyarrow", "memory", "digits"):
+        assert any(f" {what}: " in line for line in lines), what
+    assert any("a task ran in process" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_what_to_mend(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(code: str, *_: str) -> tuple[str, str]:
+        return "", "no answer within 120 s"
+
+    monkeypatch.setattr("clsearch.doctor._run", broken)
+    ended = call("doctor", "--data", tmp_path / "none")
+    assert ended.code == 1
+    mend = [line for line in ended.out.splitlines() if line.startswith("mend ")]
+    assert [line.split()[1] for line in mend] == ["ray:", "mlflow:", "data:"]
+    assert "3 to mend." in ended.out
+    assert "--data" in ended.out

@@ -1,0 +1,96 @@
+"""A search on a cluster of two nodes, one of which dies on the way."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from command import Driver, clsearch, environment, journal, write_config
+
+pytestmark = pytest.mark.slow
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 0, "gcs_server_port": int(sys.argv[1]), "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+print("up", flush=True)
+for line in sys.stdin:
+    if line == "kill\\n":
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+        print("killed", flush=True)
+    else:
+        break
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A head without processors and two nodes with one each; its address, and its keeper."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(port)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment(RAY_USAGE_STATS_ENABLED="0"),
+    )  # fmt: skip
+    assert keeper.stdin
+    assert keeper.stdout
+    try:
+        assert keeper.stdout.readline() == "up\n"
+        yield f"127.0.0.1:{port}", keeper
+    finally:
+        family = psutil.Process(keeper.pid).children(recursive=True)
+        keeper.stdin.close()
+        try:
+            keeper.wait(30)
+        finally:
+            for process in psutil.wait_procs(family, timeout=5)[1]:
+                process.kill()
+            keeper.kill()
+            keeper.wait()
+
+
+def test_a_node_that_dies_changes_nothing(
+    cluster: tuple[str, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    address, keeper = cluster
+    config = write_config(
+        tmp_path / "c.yaml",
+        name="cluster",
+        training={"epochs": 25, "batch_size": 32},
+        methods=[{"name": "finetune", "grid": {"lr": [0.001, 0.002, 0.003, 0.004]}}],
+        resources={"pack": 1},
+    )
+    out = tmp_path / "remote"
+    driver = Driver(tmp_path / "said", "run", config, "--out", out, "--address", address)
+    try:
+        driver.until(lambda: journal(out))
+        assert keeper.stdin
+        assert keeper.stdout
+        keeper.stdin.write("kill\n")
+        keeper.stdin.flush()
+        assert keeper.stdout.readline() == "killed\n"
+        assert driver.process.poll() is None, "the node died too late"
+        assert driver.wait() == 0, driver.stderr
+    finally:
+        driver.end()
+    assert driver.stderr == ""
+    assert len(journal(out)) == 8
+    local = tmp_path / "local"
+    done = clsearch("run", config, "--out", local, "--workers", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "selections.json").read_bytes() == (local / "selections.json").read_bytes()
+    began = time.monotonic()
+    again = clsearch("resume", out, "--address", address)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "Nothing was trained" in again.stdout
+    assert time.monotonic() - began < 120

@@ -1,0 +1,100 @@
+"""The docs say what the code does: references in step, links there, the README's method works."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from clsearch.data.base import Source
+from clsearch.methods.base import Method
+from clsearch.models.base import Backbone
+from clsearch.plugins import discover
+from clsearch.reference import command_line, configuration
+from clsearch.regularizers.base import Regularizer
+from clsearch.scenarios.base import Scenario
+
+ROOT = Path(__file__).parent.parent
+PLUGINS = {
+    "clsearch.data": Source,
+    "clsearch.scenarios": Scenario,
+    "clsearch.models": Backbone,
+    "clsearch.methods": Method,
+    "clsearch.regularizers": Regularizer,
+}
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_configuration_reference_is_in_step() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == configuration(), "run `python -m clsearch.reference docs`"
+
+
+def test_every_command_and_option_stands_in_the_docs() -> None:
+    """Layout depends on the version of typer; commands, options and their words do not."""
+
+    def words(text: str) -> set[str]:
+        return set(re.findall(r"--?[a-z][\w-]*|`clsearch [a-z]+`", text))
+
+    written = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert words(written) == words(command_line()), "run `python -m clsearch.reference docs`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_reference_names_every_plug_in() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    for package, base in PLUGINS.items():
+        for name in discover(package, base):
+            assert f"### `{name}`" in written, name
+
+
+def test_the_readme_is_filled_in_and_names_files_that_are_there() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.findall(r"^[A-Z_]+$", readme, re.M)
+    for path in re.findall(r"experiments/[\w.]+\.yaml", readme):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_readmes_config_is_valid() -> None:
+    import yaml
+
+    from clsearch.config import parse_config
+    from clsearch.system import build_scenario, build_system, check
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```yaml\n(.*?)```", readme, re.S)
+    assert block
+    config = parse_config(yaml.safe_load(block[1]))
+    scenario = build_scenario(config)
+    systems = [build_system(config, i, (1, 28, 28)) for i in range(len(config.methods))]
+    check(config, scenario, systems)
+
+
+def test_the_readmes_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example is complete: as a file of the methods' folder it is found, it learns two tasks,
+    and a strong pull keeps the second near the first."""
+    from helpers import Learner, tiny_config, tiny_tasks
+
+    import clsearch.methods
+
+    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert block
+    (tmp_path / "pull.py").write_text(block[1], encoding="utf-8")
+    monkeypatch.setattr(clsearch.methods, "__path__", [*clsearch.methods.__path__, str(tmp_path)])
+    moved = []
+    for strength in (0.0, 100.0):
+        chain = Learner(tiny_config("pull"), tiny_tasks(2, True), True)
+        hyper = [{**chain.defaults, "strength": strength, "lr": 0.01}]
+        first = chain.learn(None, 1, hypers=hyper)
+        second = chain.learn(first, 2, hypers=hyper)
+        moved.append(sum(float((second.params[n] - v).norm()) for n, v in first.params.items()))
+    assert moved[1] < moved[0] / 2
+    monkeypatch.delitem(sys.modules, "clsearch.methods.pull")

@@ -1,0 +1,801 @@
+"""The contract of every method found in `clsearch.methods`, and their formulas by hand.
+
+A new method file is picked up by being there: nothing has to be added here.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from helpers import Learner, tiny_config, tiny_tasks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clsearch.errors import DepletedError, InputError
+from clsearch.methods._anchor import AnchorOptions, QuadraticAnchor
+from clsearch.methods.base import ChainState, Evidence, ImportanceObjective, Method, Start
+from clsearch.methods.mas import MAS
+from clsearch.models.base import Params, Tap, head_names
+from clsearch.models.mlp import MLP, MLPOptions
+from clsearch.plugins import discover
+from clsearch.regularizers.base import Regularizer
+from clsearch.scenarios.base import InputTransform
+from clsearch.store import dump_state, load_state
+from clsearch.training.batch import DeviceData, Readout, answer
+from clsearch.training.importance import mean_moment
+
+METHODS: dict[str, type[Method]] = discover("clsearch.methods", Method)
+REGULARIZERS = discover("clsearch.regularizers", Regularizer)
+PLACES = [
+    pytest.param(name, incremental == "domain_incremental", id=f"{name}-{incremental[:6]}")
+    for name, kind in METHODS.items()
+    for incremental in kind.scenarios
+]
+everywhere = pytest.mark.parametrize(("name", "shared"), PLACES)
+each = pytest.mark.parametrize("name", METHODS)
+
+
+def learner(name: str | dict[str, Any], shared: bool, tasks: int = 3, **sections: Any) -> Learner:
+    return Learner(tiny_config(name, **sections), tiny_tasks(tasks, shared), shared)
+
+
+def tensors(*parts: Any) -> list[Tensor]:
+    """Every tensor within, in order."""
+    found: list[Tensor] = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, dict):
+            found += tensors(*part.values())
+        elif isinstance(part, ChainState | Start):
+            found += tensors(*vars(part).values())
+    return found
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """The same names, dtypes, shapes and bits."""
+    return a.keys() == b.keys() and all(
+        a[n].dtype == b[n].dtype and torch.equal(a[n], b[n]) for n in a
+    )
+
+
+def unchanged(before: list[Tensor], after: list[Tensor]) -> bool:
+    return len(before) == len(after) and all(map(torch.equal, before, after))
+
+
+# --- the contract --------------------------------------------------------------------------------
+
+
+@each
+def test_declares_itself(name: str) -> None:
+    kind = METHODS[name]
+    assert kind.__doc__
+    assert kind.scenarios
+    assert set(kind.scenarios) <= {"task_incremental", "domain_incremental"}
+    assert set(kind.regularizers) <= set(REGULARIZERS)
+    assert "lr" not in kind.space
+    for hyper in kind.space.values():
+        assert hyper.doc
+        assert hyper.low <= hyper.high
+        assert hyper.allows(hyper.default)
+        assert hyper.grid
+        assert len(set(hyper.grid)) == len(hyper.grid)
+        assert all(map(hyper.allows, hyper.grid))
+
+
+@each
+def test_refuses_unknown_options_and_lists_the_known(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        learner({"name": name, "options": {"no_such": 1}}, False)
+    assert caught.value.field == "methods[0].options.no_such"
+    assert all(option in caught.value.allowed for option in METHODS[name].Options.model_fields)
+
+
+@everywhere
+def test_state_survives_the_store_bit_for_bit(name: str, shared: bool) -> None:
+    chain = learner(name, shared)
+    state = chain.learn(chain.learn(None, 1, 0.05), 2, 0.05)
+    loaded = load_state(dump_state(state))
+    assert same(loaded.params, state.params)
+    assert same(loaded.state, state.state)
+    a, b = chain.learn(state, 3, 0.05), chain.learn(loaded, 3, 0.05)
+    assert same(a.params, b.params)
+    assert same(a.state, b.state)
+
+
+@everywhere
+def test_same_inputs_give_the_same_bits(name: str, shared: bool) -> None:
+    first, second = learner(name, shared), learner(name, shared)
+    a = b = None
+    for number in (1, 2):
+        a, b = first.learn(a, number, 0.05), second.learn(b, number, 0.05)
+        assert same(a.params, b.params)
+        assert same(a.state, b.state)
+
+
+@everywhere
+def test_hooks_change_none_of_their_inputs(name: str, shared: bool) -> None:
+    chain = learner(name, shared)
+    parent = chain.learn(None, 1, 0.05)
+    start = chain.begin(parent, 2)
+    trained = chain.train(start, 2)[0].params
+    assert trained is not None
+    params = {**start.params, **trained}
+    evidence = chain.evidence(start, params, 2)
+    seen: list[Params] = []
+
+    def importance(objective: ImportanceObjective) -> Params:
+        seen.append(evidence.importance(objective))
+        return seen[-1]
+
+    activity = dict(evidence.activity())
+    given = Evidence(lambda: activity, importance)
+    hyper = {n: torch.tensor(v) for n, v in chain.defaults.items()}
+    inputs = (parent, start, params, activity, hyper)
+    before = [t.clone() for t in tensors(*inputs)]
+
+    chain.begin(parent, 2)
+    own = {n: params[n] for n in start.trainable}
+    chain.method.penalty(own, start.state, hyper)
+    stack = {n: v.unsqueeze(0).clone() for n, v in own.items()}
+    kept = [v.clone() for v in stack.values()]
+    grads = {n: torch.zeros_like(v) for n, v in stack.items()}
+    if chain.method.analytic:
+        chain.method.add_gradient(grads, stack, start.state, {n: v[None] for n, v in hyper.items()})
+    assert unchanged(kept, list(stack.values()))
+    chain.method.drift(params, start.state)
+    chain.method.prunable(start.state)
+    state = chain.method.consolidate(start, params, given, 0.05, chain.context(2))
+    first = [[t.clone() for t in part.values()] for part in seen]
+    after = [t.clone() for t in tensors(state)]
+    chain.method.gates(state.state, chain.tasks[1].task)
+    chain.method.capacity(state.state)
+    assert unchanged(before, tensors(*inputs))
+    again = chain.method.consolidate(start, params, given, 0.05, chain.context(2))
+    assert unchanged(after, tensors(again))
+    assert all(unchanged(old, list(new.values())) for old, new in zip(first, seen, strict=False))
+
+
+@everywhere
+def test_zero_strength_of_everything_is_fine_tuning(name: str, shared: bool) -> None:
+    """On task 1 for every method; on task 2 for those that go on from the parent unpruned."""
+    plain, chain = learner("finetune", shared), learner(name, shared)
+    zero = {
+        n: 0.0 if n != "lr" and hyper.allows(0.0) else hyper.default
+        for n, hyper in chain.system.space.items()
+    }
+    a, b = plain.learn(None, 1), chain.learn(None, 1, None, [zero])
+    assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
+    kind = METHODS[name]
+    if not (kind.prunes or kind.independent or kind.uses_all_tasks):
+        a, b = plain.learn(a, 2), chain.learn(b, 2, None, [zero])
+        assert all(torch.equal(a.params[n], b.params[n]) for n in a.params)
+
+
+@everywhere
+def test_analytic_gradient_is_autograds(name: str, shared: bool) -> None:
+    chain, rng = learner(name, shared), torch.Generator().manual_seed(1)
+    start = chain.begin(chain.learn(chain.learn(None, 1, 0.05), 2, 0.05), 3)
+    if not chain.method.analytic:
+        assert type(chain.method).add_gradient is Method.add_gradient
+        return
+    stack = {
+        n: start.params[n] + torch.randn(3, *start.params[n].shape, generator=rng)
+        for n in start.trainable
+    }
+    hyper = {n: torch.rand(3, generator=rng) * 10 for n in chain.defaults}
+    # What is there already stays: gradients are added.
+    grads = {n: torch.randn(v.shape, generator=rng) for n, v in stack.items()}
+    already = {n: v.clone() for n, v in grads.items()}
+    chain.method.add_gradient(grads, stack, start.state, hyper)
+    for k in range(3):
+        leaves = {n: v[k].clone().requires_grad_() for n, v in stack.items()}
+        own = {n: v[k] for n, v in hyper.items()}
+        value = chain.method.penalty(leaves, start.state, own)
+        assert value.shape == ()
+        found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        for n, wanted in zip(leaves, found, strict=True):
+            right = torch.zeros_like(leaves[n]) if wanted is None else wanted
+            torch.testing.assert_close(grads[n][k] - already[n][k], right, rtol=1e-4, atol=1e-5)
+    if name in ("ewc", "mas"):
+        assert any((grads[n] - already[n]).abs().max() > 1e-3 for n in grads)
+
+
+@everywhere
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_member_trains_the_same_in_any_pack(name: str, shared: bool, optimizer: str) -> None:
+    training = {"epochs": 2, "batch_size": 8, "optimizer": optimizer}
+    chain = learner(name, shared, training=training)
+    start = chain.begin(chain.learn(None, 1, 0.05), 2)
+    hypers = [{n: v * (1 + k / 3) for n, v in chain.defaults.items()} for k in range(8)]
+    hypers[5]["lr"] = hypers[0]["lr"]
+    together = chain.train(start, 2, hypers)
+    for k in (0, 5, 7):
+        (alone,) = chain.train(start, 2, [hypers[k]])
+        assert alone.params is not None
+        assert together[k].params is not None
+        assert same(alone.params, together[k].params)
+        assert alone.curve == together[k].curve
+    assert not same(together[0].params or {}, together[7].params or {})
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [("sgd", 1e9), ("adam", 1e30), ("adam", math.nan), ("sgd", math.inf)],
+)
+def test_a_broken_member_ends_alone(name: str, shared: bool, optimizer: str, rate: float) -> None:
+    training = {"epochs": 3, "batch_size": 8, "optimizer": optimizer}
+    chain = learner(name, shared, training=training)
+    start = chain.begin(chain.learn(None, 1, 0.05), 2)
+    sound = [{n: v * (1 + k) for n, v in chain.defaults.items()} for k in range(2)]
+    wanted = chain.train(start, 2, sound)
+    first, broken, last = chain.train(start, 2, [sound[0], {**sound[0], "lr": rate}, sound[1]])
+    if rate == 1e9 and broken.params is not None:
+        # One step may silence every neuron for good; what is left is huge, and finite.
+        assert max(float(v.abs().max()) for v in broken.params.values()) > 1e6
+        assert all(v.isfinite().all() for v in broken.params.values())
+    else:
+        assert broken.params is None
+        assert broken.accuracy is None
+        assert "not finite" in broken.reason
+        assert "epoch" in broken.reason
+    for got, alone in zip((first, last), wanted, strict=True):
+        assert got.params is not None
+        assert alone.params is not None
+        assert same(got.params, alone.params)
+        assert got.curve == alone.curve
+
+
+@everywhere
+def test_a_nan_hyperparameter_breaks_its_member_alone(name: str, shared: bool) -> None:
+    """Unless it has no part in the loss of this task, where it must change nothing."""
+    chain = learner(name, shared)
+    start = chain.begin(chain.learn(None, 1, 0.05), 2)
+    (alone,) = chain.train(start, 2)
+    for bad in chain.defaults:
+        hypers = [chain.defaults, {**chain.defaults, bad: math.nan}]
+        good, broken = chain.train(start, 2, hypers)
+        assert same(good.params or {}, alone.params or {})
+        assert broken.params is None
+        assert "not finite" in broken.reason
+
+
+@everywhere
+def test_shapes_of_what_a_method_says(name: str, shared: bool) -> None:
+    chain, state = learner(name, shared), None
+    units = {u.name: u.units for u in chain.system.backbone.unit_layers}
+    for number in (1, 2, 3):
+        start = chain.begin(state, number)
+        assert set(start.trainable) <= set(start.params)
+        assert start.trainable
+        for n, mask in start.trainable.items():
+            assert mask.dtype == torch.bool
+            assert mask.expand(start.params[n].shape).any()
+        assert set(start.gates) <= set(units)
+        prunable = chain.method.prunable(start.state)
+        assert prunable.keys() == units.keys()
+        for layer, mask in [*start.gates.items(), *prunable.items()]:
+            assert mask.dtype == torch.bool
+            assert mask.shape == (units[layer],)
+        state = chain.learn(state, number, 0.05)
+        assert all(v.dtype == torch.float32 for v in state.params.values())
+        assert isinstance(chain.method.drift(state.params, state.state), float)
+        capacity = chain.method.capacity(state.state)
+        if capacity is not None:
+            assert capacity.keys() == units.keys()
+            assert all(type(c) is int and 0 <= c <= units[n] for n, c in capacity.items())
+        for task in chain.tasks[:number]:
+            gates = chain.method.gates(state.state, task.task)
+            if task is chain.tasks[number - 1]:
+                assert gates is not None
+            for layer, gate in (gates or {}).items():
+                assert gate.dtype == torch.bool
+                assert gate.shape == (units[layer],)
+
+
+@everywhere
+def test_learns_its_tasks(name: str, shared: bool) -> None:
+    """Far above the chance of one in three, on each task as it comes."""
+    chain = learner(
+        name,
+        shared,
+        model={"name": "mlp", "hidden": [24, 24]},
+        training={"epochs": 25, "batch_size": 8},
+    )
+    space = chain.system.space
+    hyper = {n: 0.01 if n == "lr" else min(space[n].grid) for n in space}
+    state = None
+    for number in (1, 2):
+        start = chain.begin(state, number)
+        trained = chain.train(start, number, [hyper])[0]
+        assert trained.params is not None
+        assert trained.accuracy is not None
+        assert trained.accuracy > 0.8
+        params = {**start.params, **trained.params}
+        evidence = chain.evidence(start, params, number)
+        state = chain.method.consolidate(start, params, evidence, 0.1, chain.context(number))
+        right = chain.logits(state, number).argmax(1) == chain.tasks[number - 1].validation.labels
+        assert right.float().mean() > 0.8
+
+
+OPTIONS = {  # options under which frozen weights must stay frozen too, by regulariser
+    "l1_param": [{"mode": "gradient"}, {"mode": "proximal"}],
+}
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "regularizer",
+    [{"name": n, **o} for n in REGULARIZERS for o in OPTIONS.get(n, [{}])],
+    ids=lambda r: "-".join(map(str, r.values())),
+)
+def test_only_the_trainable_entries_move(
+    name: str, shared: bool, regularizer: dict[str, Any]
+) -> None:
+    chain = learner({"name": name, "regularizers": [regularizer]}, shared)
+    hyper = {n: 0.01 if n in REGULARIZERS[regularizer["name"]].space else v
+             for n, v in chain.defaults.items()}  # fmt: skip
+    state = chain.learn(None, 1, 0.2, [hyper])
+    start = chain.begin(state, 2)
+    trained = chain.train(start, 2, [hyper, hyper])[0].params
+    assert trained is not None
+    assert trained.keys() == start.trainable.keys()
+    moved = 0
+    for n, mask in start.trainable.items():
+        frozen = ~mask.expand(trained[n].shape)
+        assert torch.equal(trained[n][frozen], start.params[n][frozen])
+        moved += int((trained[n] != start.params[n]).sum())
+    assert moved
+
+
+@everywhere
+def test_a_full_network_ends_the_chain_or_goes_on(name: str, shared: bool) -> None:
+    """Nothing was pruned, so that a pruning method has nothing left."""
+    chain = learner(name, shared)
+    state = chain.learn(None, 1, None)
+    try:
+        start = chain.begin(state, 2)
+    except DepletedError:
+        assert METHODS[name].prunes
+        return
+    assert any(mask.any() for mask in start.trainable.values())
+    chain.learn(state, 2, None)
+
+
+# --- EWC and MAS, by hand ------------------------------------------------------------------------
+
+
+def one_neuron(scale: float, head: list[float], bias: list[float]) -> tuple[MLP, Params]:
+    """`h = relu(1·x + 0)`, `z = head·h + bias`."""
+    params = {
+        "fc1.weight": torch.ones(1, 1),
+        "fc1.bias": torch.zeros(1),
+        "head.0.weight": torch.tensor(head).unsqueeze(1),
+        "head.0.bias": torch.tensor(bias),
+    }
+    return MLP(MLPOptions(hidden=[1]), (1, 1, 1)), params
+
+
+def importance(
+    method: str, backbone: MLP, params: Params, pixels: list[int], labels: list[int], scale: float
+) -> Params:
+    data = DeviceData(
+        torch.tensor(pixels, dtype=torch.uint8).view(-1, 1, 1, 1),
+        torch.tensor(labels),
+        None,
+        InputTransform(scale, (0.0,), (1.0,)),
+    )
+    kind = METHODS[method]
+    assert issubclass(kind, QuadraticAnchor)
+    return mean_moment(backbone, params, data, Readout((0,)), {}, list(params), kind.objective, 2)
+
+
+def test_ewc_fisher_by_hand() -> None:
+    """`z = (x, −x)`. Sample A: x = ln3/2, y = 0: p = (3/4, 1/4), ∂/∂z = (−1/4, 1/4), ∂/∂h = −1/2.
+    Sample B: x = ln3, y = 1: p = (9/10, 1/10), ∂/∂z = (9/10, −9/10), ∂/∂h = 9/5.
+    A batch mean squared would give ((−1/2 + 9/5) / 2)² = 0.4225 for the bias, not 1.745."""
+    x_a, x_b, scale = math.log(3) / 2, math.log(3), 2 / math.log(3)
+    backbone, params = one_neuron(scale, [1.0, -1.0], [0.0, 0.0])
+    fisher = importance("ewc", backbone, params, [1, 2], [0, 1], scale)
+    weight = (0.25 * x_a**2 + 3.24 * x_b**2) / 2
+    head = (0.0625 * x_a**2 + 0.81 * x_b**2) / 2
+    wanted = {
+        "fc1.weight": torch.tensor([[weight]]),
+        "fc1.bias": torch.tensor([(0.25 + 3.24) / 2]),
+        "head.0.weight": torch.tensor([[head], [head]]),
+        "head.0.bias": torch.tensor([0.43625, 0.43625]),
+    }
+    torch.testing.assert_close(fisher, wanted)
+
+
+def test_mas_omega_by_hand() -> None:
+    """`z = (h − 1, −h)`, `‖z‖² = (h−1)² + h²`, `∂/∂h = 4h − 2`: −1 at h = 1/4, 2 at h = 1.
+    The mean of magnitudes is 1.5; the magnitude of the mean would be 0.5."""
+    backbone, params = one_neuron(4.0, [1.0, -1.0], [-1.0, 0.0])
+    omega = importance("mas", backbone, params, [1, 4], [0, 1], 4.0)
+    wanted = {
+        "fc1.weight": torch.tensor([[1.125]]),  # (|−1·1/4| + |2·1|) / 2
+        "fc1.bias": torch.tensor([1.5]),
+        "head.0.weight": torch.tensor([[0.1875], [1.0625]]),
+        "head.0.bias": torch.tensor([0.75, 1.25]),  # |2z|: (3/2, 1/2) and (0, 2)
+    }
+    torch.testing.assert_close(omega, wanted)
+    torch.testing.assert_close(
+        omega, importance("mas", backbone, params, [1, 4], [1, 0], 4.0)
+    )  # labels play no part
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_quadratic_penalty_by_hand(name: str) -> None:
+    """`λ/2 Σ Ω Δ²` with Ω = (1, 3), Δ = (2, −1): Σ = 4 + 3 = 7; gradient λ Ω Δ = λ (2, −3)."""
+    method = learner(name, False).method
+    state = {"importance.w": torch.tensor([1.0, 3.0]), "anchor.w": torch.tensor([1.0, 1.0])}
+    params = {"w": torch.tensor([3.0, 0.0]), "new.head": torch.tensor([9.0])}
+    hyper = {"lr": torch.tensor(1.0), "strength": torch.tensor(10.0)}
+    assert float(method.penalty(params, state, hyper)) == 35.0
+    assert method.drift(params, state) == 7.0
+    stack = {n: v.repeat(2, 1) for n, v in params.items()}
+    grads = {n: torch.ones_like(v) for n, v in stack.items()}
+    method.add_gradient(grads, stack, state, {"strength": torch.tensor([10.0, 0.5])})
+    assert grads["w"].tolist() == [[21.0, -29.0], [2.0, -0.5]]
+    assert grads["new.head"].tolist() == [[1.0], [1.0]]
+    assert float(method.penalty(params, {}, hyper)) == 0.0
+
+
+def test_drift_of_exploded_weights_is_a_number() -> None:
+    """(1e30)² overflows float32; the record of a trial must still be JSON."""
+    method = learner("ewc", False).method
+    state = {"importance.w": torch.tensor([2.0]), "anchor.w": torch.tensor([0.0])}
+    assert method.drift({"w": torch.tensor([1e30])}, state) == pytest.approx(2e60)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, [1.0, 5.0, 11.0]),  # the default: sum
+        ({"accumulate": "sum"}, [1.0, 5.0, 11.0]),
+        ({"accumulate": "mean"}, [1.0, 2.5, 11 / 3]),
+        ({"accumulate": "decay", "decay": 0.5}, [1.0, 4.5, 8.25]),  # .5·1 + 4, .5·4.5 + 6
+    ],
+)
+@pytest.mark.parametrize("name", ["ewc", "mas"])
+def test_accumulated_importance_by_hand(
+    name: str, options: dict[str, Any], wanted: list[float]
+) -> None:
+    """Tasks of importance 1, 4, 6; a head that comes with task 2 starts with its own."""
+    chain = learner({"name": name, "options": options}, True)
+    state: dict[str, Tensor] = {}
+    for number, (new, total) in enumerate(zip([1.0, 4.0, 6.0], wanted, strict=True), start=1):
+        params = {"w": torch.full((2,), float(number)), "b": torch.zeros(1)}
+        found = {"w": torch.full((2,), new), **({"b": torch.tensor([7.0])} if number == 3 else {})}
+        given = Evidence(dict, lambda objective, found=found: found)
+        start = Start(params, state, {})
+        state = chain.method.consolidate(start, params, given, None, chain.context(1)).state
+        torch.testing.assert_close(state["importance.w"], torch.full((2,), total))
+        assert torch.equal(state["anchor.w"], params["w"])
+        assert int(state["tasks"]) == number
+    assert state["importance.b"].tolist() == [7.0]
+
+
+def noisy(samples: int, heads: int = 1) -> tuple[MLP, Params, DeviceData, Readout]:
+    rng = torch.Generator().manual_seed(3)
+    backbone = MLP(MLPOptions(hidden=[4, 3]), (1, 2, 3))
+    params = {n: torch.randn(p.shape, generator=rng) for n, p in backbone.named_parameters()}
+    for h in range(heads):
+        weight, bias = head_names(h)
+        params |= {weight: torch.randn(2, 3, generator=rng), bias: torch.randn(2, generator=rng)}
+    pixels = torch.randint(0, 256, (samples, 1, 2, 3), generator=rng, dtype=torch.uint8)
+    labels = torch.randint(0, 2, (samples,), generator=rng)
+    group = None
+    readout = Readout(tuple(range(heads)))
+    if heads > 1:
+        group = torch.randint(0, heads, (samples,), generator=rng)
+        labels = labels + 2 * group
+        allowed = torch.eye(heads, dtype=torch.bool).repeat_interleave(2, dim=1)
+        readout = Readout(tuple(range(heads)), allowed)
+    return backbone, params, DeviceData(pixels, labels, group, InputTransform(255.0, (0.5,), (0.3,))), readout  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("name", "heads"), [("ewc", 1), ("ewc", 2), ("mas", 1)])
+def test_importance_is_a_batch_of_one_loop_at_any_batch_size(
+    name: str, gated: bool, heads: int
+) -> None:
+    backbone, params, data, readout = noisy(50, heads)
+    gates = {"fc2": torch.tensor([True, False, True])} if gated else {}
+    kind = METHODS[name]
+    assert issubclass(kind, QuadraticAnchor)
+    objective = kind.objective
+    names = [n for n in params if n != "fc1.bias"]  # one is frozen
+    naive = {n: torch.zeros(params[n].shape, dtype=torch.float64) for n in names}
+    for batch in data.batches(1):
+        leaves = {n: v.clone().requires_grad_() for n, v in params.items()}
+        logits, _ = answer(backbone, leaves, batch.x, readout, gates, batch.group)
+        value = objective.value(logits, batch.y).sum()
+        for n, g in zip(names, torch.autograd.grad(value, [leaves[n] for n in names]), strict=True):
+            naive[n] += (g.abs() if name == "mas" else g.square()).double() / len(data)
+    for size in (1, 7, 64, 50):
+        found = mean_moment(backbone, params, data, readout, gates, names, objective, size)
+        assert found.keys() == naive.keys()
+        for n in names:
+            torch.testing.assert_close(found[n].double(), naive[n], rtol=1e-4, atol=1e-7)
+    if gated:
+        assert not found["fc2.weight"][1].any()
+
+
+class Tied(MLP):
+    """One dense layer called twice: its gradient is the sum of two outer products."""
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        x = tap("fc1", self.get_submodule("fc1")(x.flatten(1)).relu())
+        return tap("fc2", self.get_submodule("fc2")(self.get_submodule("fc2")(x).relu()).relu())
+
+
+def test_importance_of_shared_weights_is_not_taken_in_closed_form() -> None:
+    rng = torch.Generator().manual_seed(5)
+    backbone = Tied(MLPOptions(hidden=[3, 3]), (1, 2, 3))
+    params = {n: torch.randn(p.shape, generator=rng) for n, p in backbone.named_parameters()}
+    weight, bias = head_names(0)
+    params |= {weight: torch.randn(2, 3, generator=rng), bias: torch.randn(2, generator=rng)}
+    pixels = torch.randint(0, 256, (9, 1, 2, 3), generator=rng, dtype=torch.uint8)
+    data = DeviceData(pixels, torch.zeros(9).long(), None, InputTransform(255.0, (0.5,), (0.3,)))
+    objective = MAS.objective
+    found = mean_moment(backbone, params, data, Readout((0,)), {}, list(params), objective, 4)
+    for n in params:
+        naive = torch.zeros(params[n].shape)
+        for batch in data.batches(1):
+            leaves = {m: v.clone().requires_grad_() for m, v in params.items()}
+            logits, _ = answer(backbone, leaves, batch.x, Readout((0,)), {})
+            (g,) = torch.autograd.grad(logits.square().sum(), [leaves[n]])
+            naive += g.abs() / len(data)
+        torch.testing.assert_close(found[n], naive, rtol=1e-4, atol=1e-6)
+
+
+def test_mas_strength_is_twice_the_authors() -> None:
+    """The authors' gradient is 2λΩΔ (their code has no ½), ours strength·ΩΔ (MAS eq. 3)."""
+    method = MAS(AnchorOptions(), MLP(MLPOptions(hidden=[2]), (1, 1, 1)))
+    params = {"w": torch.tensor([[3.0]])}
+    state = {"importance.w": torch.tensor([5.0]), "anchor.w": torch.tensor([1.0])}
+    grads = {"w": torch.zeros(1, 1)}
+    method.add_gradient(grads, params, state, {"strength": torch.tensor([2.0 * 1.0])})
+    assert grads["w"].item() == 2 * 1.0 * 5.0 * (3.0 - 1.0)
+
+
+def test_old_heads_are_neither_pulled_nor_lost() -> None:
+    chain = learner("ewc", False)
+    one = chain.learn(None, 1)
+    two = chain.learn(one, 2)
+    for n in head_names(0):
+        assert torch.equal(one.params[n], two.params[n])
+        assert torch.equal(two.state[f"importance.{n}"], one.state[f"importance.{n}"])
+
+
+# --- CLNP, algorithm 1 point by point ------------------------------------------------------------
+
+
+def clnp(shared: bool, hidden: list[int] | None = None, tasks: int = 3, **training: Any) -> Learner:
+    return Learner(
+        tiny_config(
+            "clnp",
+            model={"name": "mlp", "hidden": hidden or [16, 12]},
+            training={"epochs": 2, "batch_size": 8, **training},
+        ),
+        tiny_tasks(tasks, shared),
+        shared,
+    )
+
+
+def splitting_threshold(
+    chain: Learner, parent: ChainState | None, number: int, hyper: dict[str, float] | None = None
+) -> float:
+    """A θ that leaves some free neurons of every layer active and some not, after task `number`."""
+    start = chain.begin(parent, number)
+    trained = chain.train(start, number, [hyper or chain.defaults])[0].params or {}
+    activity = chain.evidence(start, {**start.params, **trained}, number).activity()
+    own = [activity[n][free] for n, free in chain.method.prunable(start.state).items()]
+    both = [
+        float(theta)
+        for theta in torch.cat(own).sort().values
+        if all(0 < int((layer > theta).sum()) < len(layer) for layer in own)
+    ]
+    assert both, "no threshold splits every layer: take a wider network"
+    return both[len(both) // 2]
+
+
+def active(state: ChainState, layer: str) -> Tensor:
+    return state.state[f"active.{layer}"]
+
+
+heads = pytest.mark.parametrize("shared", [True, False], ids=["shared", "multi"])
+
+
+@heads
+def test_clnp_active_neurons_are_those_above_the_threshold(shared: bool) -> None:
+    chain = clnp(shared)
+    theta = splitting_threshold(chain, None, 1)
+    start = chain.begin(None, 1)
+    trained = chain.train(start, 1)[0].params or {}
+    activity = chain.evidence(start, {**start.params, **trained}, 1).activity()
+    state = chain.learn(None, 1, theta)
+    for layer in ("fc1", "fc2"):
+        assert torch.equal(active(state, layer), activity[layer] > theta)
+        assert 0 < int(active(state, layer).sum()) < len(active(state, layer))
+    assert chain.method.capacity(state.state) == {
+        n: int((activity[n] <= theta).sum()) for n in ("fc1", "fc2")
+    }
+
+
+@heads
+def test_clnp_interference_is_zero_after_each_task_and_at_the_next_start(shared: bool) -> None:
+    chain, state = clnp(shared), None
+    for number in (1, 2, 3):
+        state = chain.learn(state, number, splitting_threshold(chain, state, number))
+        inside = active(state, "fc2")[:, None] & ~active(state, "fc1")[None, :]
+        assert inside.any()
+        assert not state.params["fc2.weight"][inside].any()
+        if not shared:
+            weight, _ = head_names(number - 1)
+            assert not state.params[weight][:, ~active(state, "fc2")].any()
+            assert state.params[weight][:, active(state, "fc2")].all()
+        if number < 3:
+            assert not chain.begin(state, number + 1).params["fc2.weight"][inside].any()
+
+
+@heads
+def test_clnp_free_weights_are_initialised_again_from_the_tasks_stream(shared: bool) -> None:
+    chain = clnp(shared)
+    state = chain.learn(None, 1, splitting_threshold(chain, None, 1))
+    start = chain.begin(state, 2)
+    fresh = chain.method.fresh_parameters(chain.context(2))
+    for layer in ("fc1", "fc2"):
+        free = ~active(state, layer)
+        for kind in ("weight", "bias"):
+            name = f"{layer}.{kind}"
+            assert torch.equal(start.params[name][free], fresh[name][free])
+            assert not torch.equal(start.params[name][free], state.params[name][free])
+            assert torch.equal(start.params[name][~free], state.params[name][~free])
+    first = chain.method.fresh_parameters(chain.context(1))
+    assert not torch.equal(first["fc1.weight"], fresh["fc1.weight"])
+    weight, bias = head_names(chain.tasks[1].task.head)
+    head = chain.method.new_heads({}, chain.context(2))
+    if shared:
+        free = ~active(state, "fc2")
+        assert torch.equal(start.params[weight][:, free], head[weight][:, free])
+        assert torch.equal(start.params[weight][:, ~free], state.params[weight][:, ~free])
+        assert torch.equal(start.params[bias], state.params[bias])
+    else:
+        assert torch.equal(start.params[weight], head[weight])
+        assert torch.equal(start.params[bias], head[bias])
+
+
+@heads
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_clnp_only_free_weights_and_the_own_head_move(shared: bool, mode: str) -> None:
+    entry = {"name": "clnp", "regularizers": [{"name": "l1_param", "mode": mode}]}
+    chain = learner(entry, shared, model={"name": "mlp", "hidden": [16, 12]})
+    hyper = {"lr": 0.01, "l1": 0.01}
+    state = chain.learn(None, 1, splitting_threshold(chain, None, 1, hyper), [hyper])
+    start = chain.begin(state, 2)
+    trained = {**start.params, **(chain.train(start, 2, [hyper])[0].params or {})}
+    for layer in ("fc1", "fc2"):
+        on = active(state, layer)
+        for kind in ("weight", "bias"):
+            moved = trained[f"{layer}.{kind}"] != start.params[f"{layer}.{kind}"]
+            assert not moved[on].any()
+            assert moved[~on].any()
+    own = set(head_names(chain.tasks[1].task.head))
+    for name, value in trained.items():
+        if name.startswith("head.") and name not in own:
+            assert torch.equal(value, state.params[name])
+    weight, bias = head_names(chain.tasks[1].task.head)
+    moved = trained[weight] != start.params[weight]
+    if shared:
+        assert not moved[:, active(state, "fc2")].any()
+        assert torch.equal(trained[bias], start.params[bias])
+    assert moved.any()
+    assert (trained[bias] != start.params[bias]).any() != shared
+
+
+def test_clnp_shared_head_learns_its_bias_with_task_1_only() -> None:
+    chain = clnp(True)
+    start = chain.begin(None, 1)
+    trained = chain.train(start, 1)[0].params or {}
+    assert (trained["head.0.bias"] != start.params["head.0.bias"]).any()
+    state = chain.learn(None, 1, 0.1)
+    assert "head.0.bias" not in chain.begin(state, 2).trainable
+
+
+@heads
+def test_clnp_active_sets_only_grow(shared: bool) -> None:
+    chain, states = clnp(shared, [24, 16], 4), [None]
+    for number in (1, 2, 3, 4):
+        theta = splitting_threshold(chain, states[-1], number)
+        states.append(chain.learn(states[-1], number, theta))
+    for before, after in pairwise(states[1:]):
+        for layer in ("fc1", "fc2"):
+            assert not (active(before, layer) & ~active(after, layer)).any()
+    assert int(active(states[-1], "fc1").sum()) > int(active(states[1], "fc1").sum())
+    if shared:
+        gates = [states[-1].state[f"gate.{n}"] for n in (1, 2, 3, 4)]
+        assert torch.equal(torch.stack(gates).sum(0) > 0, active(states[-1], "fc2"))
+        assert int(torch.stack(gates).sum(0).max()) == 1  # no neuron has two owners
+        assert chain.method.gates(states[2].state, chain.tasks[2].task) is None
+
+
+def test_clnp_depleted_shared_head_ends_with_the_layers_name() -> None:
+    chain = clnp(True)
+    with pytest.raises(DepletedError, match="fc2"):
+        chain.begin(chain.learn(None, 1, None), 2)
+
+
+def test_clnp_depleted_with_heads_goes_on_as_last_layer_transfer() -> None:
+    chain = clnp(False)
+    one = chain.learn(None, 1, None)
+    start = chain.begin(one, 2)
+    assert set(start.trainable) == set(head_names(1))
+    two = chain.learn(one, 2, None)
+    for name in chain.method.body():
+        assert torch.equal(one.params[name], two.params[name])
+    assert torch.equal(chain.logits(one, 1), chain.logits(two, 1))
+
+
+def test_clnp_prunes_everything_or_nothing() -> None:
+    chain = clnp(False)
+    nothing = chain.learn(None, 1, None)
+    assert chain.method.capacity(nothing.state) == {"fc1": 0, "fc2": 0}
+    everything = chain.learn(None, 1, 1e9)
+    assert chain.method.capacity(everything.state) == {"fc1": 16, "fc2": 12}
+    bias = everything.params["head.0.bias"]
+    assert torch.equal(chain.logits(everything, 1), bias.expand(len(chain.tasks[0].validation), -1))
+
+
+@given(
+    shared=st.booleans(),
+    hidden=st.lists(st.integers(3, 14), min_size=1, max_size=3),
+    quantiles=st.lists(st.floats(0, 0.9), min_size=5, max_size=5),
+    members=st.integers(1, 3),
+    optimizer=st.sampled_from(["adam", "sgd"]),
+    mode=st.sampled_from(["gradient", "proximal"]),
+    l1=st.sampled_from([0.0, 1e-3, 1e-2]),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_clnp_zero_forgetting_is_exact(
+    shared: bool,
+    hidden: list[int],
+    quantiles: list[float],
+    members: int,
+    optimizer: str,
+    mode: str,
+    l1: float,
+) -> None:
+    """Logits of all earlier tasks are bit-equal after every later one, whatever was pruned."""
+    config = tiny_config(
+        {"name": "clnp", "regularizers": [{"name": "l1_param", "mode": mode}]},
+        model={"name": "mlp", "hidden": hidden},
+        training={"epochs": 1, "batch_size": 8, "optimizer": optimizer, "momentum": 0.0},
+    )
+    chain = Learner(config, tiny_tasks(5, shared), shared)
+    hypers = [{"lr": 0.02 * (k + 1), "l1": l1} for k in range(members)]
+    state, remembered = None, {}
+    for number, q in enumerate(quantiles, start=1):
+        try:
+            start = chain.begin(state, number)
+        except DepletedError:
+            assert shared
+            break
+        params = {**start.params, **(chain.train(start, number, hypers)[-1].params or {})}
+        evidence = chain.evidence(start, params, number)
+        activity, free = evidence.activity(), chain.method.prunable(start.state)
+        own = torch.cat([activity[n][free[n]].double() for n in free])
+        theta = float(own.quantile(q)) if len(own) else 0.0
+        state = chain.method.consolidate(start, params, evidence, theta, chain.context(number))
+        for earlier, logits in remembered.items():
+            assert torch.equal(chain.logits(state, earlier), logits), f"task {earlier} forgotten"
+        remembered[number] = chain.logits(state, number)
+    assert remembered

@@ -1,0 +1,145 @@
+"""A contract suite for backbones: every file of the folder is picked up and held to it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from clsearch.models.base import (
+    Backbone,
+    Params,
+    Tap,
+    forward,
+    initial_head,
+    initial_parameters,
+)
+from clsearch.plugins import discover
+from clsearch.rng import generator
+
+SHAPE = (3, 8, 8)
+each = pytest.mark.parametrize("name", discover("clsearch.models", Backbone))
+
+
+def made(name: str) -> tuple[Backbone, Params]:
+    kind = discover("clsearch.models", Backbone)[name]
+    backbone = kind(kind.Options(), SHAPE)
+    params = initial_parameters(backbone, generator("models", name))
+    units = backbone.unit_layers[-1].units
+    return backbone, params | initial_head(0, 4, units, generator("head"))
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, *SHAPE, generator=generator("images"))
+
+
+@each
+def test_unit_layers_name_parameters_of_their_size_in_order(name: str) -> None:
+    backbone, params = made(name)
+    layers = backbone.unit_layers
+    assert len({u.name for u in layers}) == len(layers) > 0
+    for layer, after in zip(layers, [*layers[1:], None], strict=True):
+        assert params[layer.weight].shape[0] == layer.units
+        assert params[layer.bias].shape == (layer.units,)
+        if after is None:
+            assert layer.outgoing is None
+        else:
+            assert layer.outgoing == after.weight
+            assert params[after.weight].shape[1] == layer.units * layer.fan
+
+
+@each
+def test_taps_are_called_once_a_layer_in_order(name: str) -> None:
+    backbone, params = made(name)
+    called: list[str] = []
+
+    class Listening(Tap):
+        def __call__(self, layer: str, activation: Tensor) -> Tensor:
+            called.append(layer)
+            return super().__call__(layer, activation)
+
+    own = {n: params[n] for n, _ in backbone.named_parameters()}
+    tap = Listening()
+    features = torch.func.functional_call(backbone, own, (images(5), tap))
+    assert called == [u.name for u in backbone.unit_layers]
+    assert features.shape == (5, backbone.unit_layers[-1].units)
+    for u in backbone.unit_layers:
+        assert tap.activations[u.name].shape[:2] == (5, u.units)
+
+
+@each
+def test_a_row_depends_on_no_other(name: str) -> None:
+    backbone, params = made(name)
+    x = images(6)
+    whole, _ = forward(backbone, params, x, 0, None)
+    changed = x.clone()
+    changed[1:] = 0
+    part, _ = forward(backbone, params, changed, 0, None)
+    torch.testing.assert_close(part[0], whole[0])
+
+
+@each
+def test_a_gate_silences_a_neuron(name: str) -> None:
+    backbone, params = made(name)
+    for u in backbone.unit_layers:
+        gate = torch.ones(u.units, dtype=torch.bool)
+        gate[0] = False
+        _, activations = forward(backbone, params, images(4), 0, {u.name: gate})
+        assert not activations[u.name][:, 0].any()
+        assert activations[u.name].any()
+
+
+@each
+def test_a_pack_computes_what_each_member_does(name: str) -> None:
+    backbone, params = made(name)
+    stack = {n: torch.stack([v, v * 0.5, v * 2]) for n, v in params.items()}
+    x = images(4)
+    packed = vmap(lambda p: forward(backbone, p, x, 0, None)[0])(stack)
+    for k in range(3):
+        alone, _ = forward(backbone, {n: v[k] for n, v in stack.items()}, x, 0, None)
+        torch.testing.assert_close(packed[k], alone, rtol=1e-4, atol=1e-5)
+
+
+@each
+def test_fresh_parameters_are_those_of_their_stream(name: str) -> None:
+    backbone, params = made(name)
+    again = initial_parameters(backbone, generator("models", name))
+    other = initial_parameters(backbone, generator("models", name, "other"))
+    for n, _ in backbone.named_parameters():
+        assert torch.equal(params[n], again[n])
+        assert not torch.equal(params[n], other[n]) or params[n].ndim == 1
+        assert params[n].device.type == "cpu"
+    assert not list(backbone.buffers())
+
+
+@each
+def test_dense_relu_is_true_of_the_forward(name: str) -> None:
+    """A backbone that says so is what the fast scan takes it for."""
+    backbone, params = made(name)
+    if backbone.dense_relu:
+        x = images(5)
+        expected = x.flatten(1)
+        _, activations = forward(backbone, params, x, 0, None)
+        for u in backbone.unit_layers:
+            expected = (expected @ params[u.weight].T + params[u.bias]).relu()
+            torch.testing.assert_close(activations[u.name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_normalisation_starts_as_the_identity() -> None:
+    class Normed(Backbone):
+        name = "normed"
+        unit_layers = ()
+
+        def __init__(self) -> None:
+            super().__init__(None, (1, 1, 4))
+            self.fc = torch.nn.Linear(4, 3, device="meta")
+            self.norm = torch.nn.LayerNorm(3, device="meta")
+
+        def forward(self, x: Tensor, tap: Tap) -> Tensor:
+            return self.norm(self.fc(x.flatten(1)))
+
+    params = initial_parameters(Normed(), generator("normed"))
+    assert params["norm.weight"].tolist() == [1.0, 1.0, 1.0]
+    assert params["norm.bias"].tolist() == [0.0, 0.0, 0.0]
+    assert params["fc.weight"].abs().max() <= 0.5

@@ -1,0 +1,358 @@
+"""Every scenario over every source against the contract of `clsearch.scenarios.base`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import SOURCES, load_source
+from pydantic import ValidationError
+from torch import Tensor
+
+from clsearch.data.base import RawData, Samples
+from clsearch.errors import InputError
+from clsearch.plugins import discover
+from clsearch.scenarios.base import Scenario, Task
+
+SCENARIOS = discover("clsearch.scenarios", Scenario)
+EVERY = [
+    (scenario, source)
+    for scenario, kind in SCENARIOS.items()
+    for source in (SOURCES if "source" in kind.Options.model_fields else [None])
+]
+every = pytest.mark.parametrize(("name", "source"), EVERY)
+Row = tuple[bytes, str]
+
+
+@pytest.fixture(autouse=True)
+def slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources give the first 800 training and 200 test images: enough, and quick."""
+    for name, kind in SOURCES.items():
+
+        def load(self: Any, root: Path, download: bool, name: str = name) -> RawData:
+            raw = load_source(name)
+            head = slice(0, 800)
+            test = raw.test and Samples(raw.test.inputs[:200], raw.test.labels[:200])
+            return replace(
+                raw, train=Samples(raw.train.inputs[head], raw.train.labels[head]), test=test
+            )
+
+        monkeypatch.setattr(kind, "load", load)
+
+
+def make(name: str, source: str | None = None, **options: Any) -> Any:
+    kind = SCENARIOS[name]
+    if source is not None:
+        options["source"] = source
+    return kind(kind.Options(**options))
+
+
+def unpermuted(samples: Samples, task: Task) -> Tensor:
+    """Pixels `[N, C, H·W]` in the order of the source."""
+    pixels, order = samples.inputs.flatten(2), task.transform.permutation
+    return pixels if order is None else pixels[:, :, order.argsort()]
+
+
+def rows(samples: Samples, task: Task) -> list[Row]:
+    """Every image as it was in the source, with the name of its class."""
+    pixels = unpermuted(samples, task).numpy()
+    names = [task.classes[i] for i in samples.labels.tolist()]
+    return [(p.tobytes(), name) for p, name in zip(pixels, names, strict=True)]
+
+
+def source_rows(source: str) -> Counter[Row]:
+    raw = SOURCES[source]().load(Path("unused"), download=False)
+    found: Counter[Row] = Counter()
+    for part in (raw.train, raw.test):
+        if part is not None:
+            names = [raw.classes[i] for i in part.labels.tolist()]
+            pixels = part.inputs.numpy()
+            found.update((p.tobytes(), n) for p, n in zip(pixels, names, strict=True))
+    return found
+
+
+# --- the contract, for every scenario and source --------------------------------------------
+
+
+@every
+def test_tasks_and_samples_have_the_contracts_form(name: str, source: str | None) -> None:
+    scenario = make(name, source)
+    assert [t.number for t in scenario.tasks] == list(range(1, len(scenario.tasks) + 1))
+    assert len({t.name for t in scenario.tasks}) == len(scenario.tasks)
+    for task in scenario.tasks:
+        data = scenario.data(task.number)
+        assert data.task == task
+        for part in (data.train, data.validation, scenario.test(task.number)):
+            assert part.inputs.dtype == torch.uint8
+            assert part.inputs.is_contiguous()
+            assert part.inputs.shape == (len(part), *task.shape)
+            assert part.labels.dtype == torch.int64
+            assert part.labels.unique().tolist() == list(range(len(task.classes)))
+        order = task.transform.permutation
+        if order is not None:
+            assert order.dtype == torch.int64
+            assert torch.equal(order.sort().values, torch.arange(task.shape[1] * task.shape[2]))
+
+
+@every
+def test_heads_follow_the_rule(name: str, source: str | None) -> None:
+    for incremental in ("task_incremental", "domain_incremental"):
+        scenario = make(name, source, incremental=incremental)
+        assert scenario.incremental == incremental
+        own = incremental == "task_incremental"
+        for task in scenario.tasks:
+            assert task.head == (task.number - 1 if own else 0)
+        if not own:
+            assert len({len(t.classes) for t in scenario.tasks}) == 1
+
+
+@every
+def test_two_instances_agree_whatever_the_global_generator(name: str, source: str | None) -> None:
+    first = make(name, source)
+    expected = [first.data(t.number).digest for t in first.tasks]
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    second = make(name, source)
+    assert [second.data(t.number).digest for t in reversed(second.tasks)] == expected[::-1]
+    assert torch.equal(state, torch.get_rng_state())
+    for task in first.tasks:
+        one, other = first.test(task.number), second.test(task.number)
+        assert one.digest() == other.digest()
+
+
+@every
+def test_every_image_is_on_one_side_in_all_tasks(name: str, source: str | None) -> None:
+    scenario = make(name, source)
+    sides: dict[str, set[Row]] = {"train": set(), "validation": set(), "test": set()}
+    for task in scenario.tasks:
+        data = scenario.data(task.number)
+        parts = {
+            "train": data.train,
+            "validation": data.validation,
+            "test": scenario.test(task.number),
+        }
+        in_task: Counter[Row] = Counter()
+        for side, samples in parts.items():
+            found = rows(samples, task)
+            sides[side].update(found)
+            in_task.update(found)
+        assert max(in_task.values()) == 1
+        if source is not None:  # images and classes are those of the source, pixel by pixel
+            assert in_task <= source_rows(source)
+    assert not sides["train"] & sides["validation"]
+    assert not sides["test"] & (sides["train"] | sides["validation"])
+
+
+@every
+def test_more_tasks_leave_earlier_ones_unchanged(name: str, source: str | None) -> None:
+    if "tasks" not in SCENARIOS[name].Options.model_fields:
+        pytest.skip(f"{name} has no option `tasks`")
+    few, more = make(name, source, tasks=2), make(name, source, tasks=4)
+    assert (len(few.tasks), len(more.tasks)) == (2, 4)
+    for number in (1, 2):
+        assert few.data(number).digest == more.data(number).digest
+        assert few.test(number).digest() == more.test(number).digest()
+
+
+@every
+def test_the_digest_sees_the_task_and_its_samples(name: str, source: str | None) -> None:
+    scenario = make(name, source)
+    digests = [scenario.data(t.number).digest for t in scenario.tasks]
+    for change in ({"split_seed": 1}, {"validation": 0.3}):
+        other = make(name, source, **change)
+        digests += [other.data(t.number).digest for t in other.tasks]
+    assert len(set(digests)) == len(digests)
+    assert all(len(d) == 32 for d in digests)
+
+
+@every
+def test_the_constructor_reads_no_images(
+    name: str, source: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in SOURCES.values():
+        monkeypatch.setattr(kind, "load", None)
+    assert make(name, source).options.validation == 0.1
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_options_are_described_and_unknown_ones_refused(name: str) -> None:
+    options = SCENARIOS[name].Options
+    for key, field in options.model_fields.items():
+        assert field.description, key
+    for wrong in ({"sorce": "digits"}, {"validation": 0}, {"validation": 1.0}, {"split_seed": -1}):
+        with pytest.raises(ValidationError):
+            options(**wrong)
+
+
+# --- the split ------------------------------------------------------------------------------
+
+
+def test_data_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, calls = SOURCES["digits"], []
+    load = kind.load
+
+    def counted(self: Any, root: Path, download: bool) -> RawData:
+        calls.append((root, download))
+        return load(self, root, download)
+
+    monkeypatch.setattr(kind, "load", counted)
+    scenario = make("permuted", root="here", download=True)
+    for task in scenario.tasks:
+        scenario.data(task.number)
+        scenario.test(task.number)
+    assert calls == [(Path("here"), True)]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.999])
+def test_every_class_gives_its_share_and_keeps_one(share: float) -> None:
+    raw = load_source("digits")
+    scenario = make("permuted", tasks=1, validation=share, test=0.25)
+    data, test = scenario.data(1), scenario.test(1)
+    for label in range(10):
+        n = int((raw.train.labels[:800] == label).sum())
+        tested, validated, trained = (
+            int((part.labels == label).sum()) for part in (test, data.validation, data.train)
+        )
+        assert tested == round(0.25 * n)
+        assert validated == min(max(round(share * (n - tested)), 1), n - tested - 1)
+        assert trained == n - tested - validated
+
+
+def patched(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
+    """`digits` becomes a set of so many images of each class, every pixel its own number."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    inputs = torch.arange(len(labels)).byte().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    names = tuple(map(str, range(len(counts))))
+    raw = RawData(Samples(inputs.contiguous(), labels), None, names, 255.0, (0.0,), (1.0,))
+    monkeypatch.setattr(SOURCES["digits"], "load", lambda *_: raw)
+
+
+def test_a_class_of_few_images_keeps_a_sample_to_train_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(monkeypatch, [3, 1, 9, 2])
+    scenario = make("permuted", validation=0.9)
+    data = scenario.data(2)
+    assert data.train.labels.unique().tolist() == [0, 1, 2, 3]
+    assert data.validation.labels.unique().tolist() == [0, 2]
+    assert scenario.test(2).labels.unique().tolist() == [0, 2, 3]
+
+
+def test_a_task_without_samples_in_a_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    patched(monkeypatch, [9, 9, 2, 2])
+    with pytest.raises(InputError, match=r"^scenario\.validation: 0\.1 .* task 'split-2' valid"):
+        _ = make("split").tasks
+    patched(monkeypatch, [9, 9, 1, 1])
+    with pytest.raises(InputError, match="'split-2'"):
+        make("split").data(1)
+
+
+# --- permuted -------------------------------------------------------------------------------
+
+
+def test_stored_pixels_are_the_raw_ones_in_the_transforms_order() -> None:
+    scenario = make("permuted", tasks=3)
+    plain = scenario.data(1)
+    assert plain.task.transform.permutation is None
+    orders = []
+    for number in (2, 3):
+        data = scenario.data(number)
+        order = data.task.transform.permutation
+        orders.append(order.tolist())
+        for stored, raw in ((data.train, plain.train), (data.validation, plain.validation)):
+            assert torch.equal(stored.inputs.flatten(2), raw.inputs.flatten(2)[:, :, order])
+            assert torch.equal(stored.labels, raw.labels)
+        tested = scenario.test(number).inputs.flatten(2)
+        assert torch.equal(tested, scenario.test(1).inputs.flatten(2)[:, :, order])
+    assert orders[0] != orders[1]
+    other = make("permuted", tasks=2, split_seed=1).tasks[1].transform.permutation
+    assert other.tolist() != orders[0]
+
+
+def test_the_first_task_is_permuted_where_asked() -> None:
+    scenario = make("permuted", first_identity=False)
+    assert scenario.tasks[0].transform.permutation is not None
+    second = scenario.tasks[1].transform.permutation
+    assert torch.equal(second, make("permuted").tasks[1].transform.permutation)
+
+
+def test_channels_are_permuted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.arange(6 * 4).byte().view(6, 1, 2, 2)
+    samples = Samples(torch.cat([one, one + 100], 1), torch.tensor([0, 1] * 3))
+    raw = RawData(samples, samples, ("a", "b"), 255.0, (0.0, 0.0), (1.0, 1.0))
+    monkeypatch.setattr(SOURCES["digits"], "load", lambda *_: raw)
+    inputs = make("permuted", first_identity=False).data(1).train.inputs
+    assert torch.equal(inputs[:, 0] + 100, inputs[:, 1])
+
+
+def test_digests_stay_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change here makes every journal on disk useless: change it on purpose only."""
+    monkeypatch.setattr(SOURCES["digits"], "load", lambda *_: load_source("digits"))
+    scenario = make("permuted", tasks=2)
+    assert [scenario.data(n).digest for n in (1, 2)] == [
+        "1affd153baf81b71292f1294cda1bafd",
+        "f66efa9603f040667bbfc99ddf35981f",
+    ]
+    assert make("split").data(2).digest == "17cdaa542034f201a876a91013ee91c7"
+
+
+# --- split ----------------------------------------------------------------------------------
+
+
+def test_classes_are_grouped_in_the_order_given() -> None:
+    assert [t.classes for t in make("split").tasks] == [
+        ("0", "1"), ("2", "3"), ("4", "5"), ("6", "7"), ("8", "9"),
+    ]  # fmt: skip
+    scenario = make("split", classes_per_task=3, class_order=[7, 2, 5, 9, 0, 1])
+    assert [t.classes for t in scenario.tasks] == [("7", "2", "5"), ("9", "0", "1")]
+    data, raw = scenario.data(1), load_source("digits")
+    images = {
+        i.numpy().tobytes(): int(n) for i, n in zip(raw.train.inputs, raw.train.labels, strict=True)
+    }
+    was = [images[i.numpy().tobytes()] for i in data.train.inputs]
+    assert was == [(7, 2, 5)[label] for label in data.train.labels.tolist()]
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "allowed"),
+    [
+        ({"classes_per_task": 3}, "scenario.classes_per_task", "a divisor .* 10"),
+        ({"tasks": 6}, "scenario.tasks", "1 to 5"),
+        ({"class_order": [0, 1, 10, 2]}, "scenario.class_order", "0 to 9"),
+        ({"class_order": [0, -1]}, "scenario.class_order", "0 to 9"),
+    ],
+)
+def test_classes_that_do_not_fill_the_tasks_are_refused(
+    options: dict[str, Any], field: str, allowed: str
+) -> None:
+    with pytest.raises(InputError, match=allowed) as caught:
+        _ = make("split", **options).tasks
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"class_order": [0, 1, 1, 2]}, "scenario.class_order"),
+        ({"class_order": [0, 1, 2]}, "scenario.classes_per_task"),
+        ({"class_order": [0, 1, 2, 3], "tasks": 3}, "scenario.tasks"),
+    ],
+)
+def test_what_a_class_order_tells_is_checked_at_once(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        make("split", **options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["permuted", "split"])
+def test_unknown_sources_and_task_numbers_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"^scenario\.source: 'digit' .* digits, fashion_mnist"):
+        make(name, "digit")
+    scenario = make(name)
+    for number in (0, 6):
+        with pytest.raises(InputError, match="1 to 5"):
+            scenario.data(number)
+        with pytest.raises(InputError, match="1 to 5"):
+            scenario.test(number)

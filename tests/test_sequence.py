@@ -1,0 +1,528 @@
+"""Whole searches in this process: files, resuming, damage, depletion, and who sees test data."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from helpers import Learner, SerialSearcher, SilentProgress, SilentTracker
+
+import clsearch.sequence
+from clsearch.config import parse_config
+from clsearch.data.base import Samples
+from clsearch.errors import StoreError
+from clsearch.folder import open_store
+from clsearch.methods.base import Method
+from clsearch.metrics import average_forgetting
+from clsearch.plugins import discover
+from clsearch.records import Chain
+from clsearch.scenarios._common import SourceScenario
+from clsearch.sequence import Results, Search
+from clsearch.store import MANIFEST, Store, read_commit
+from clsearch.system import resolve
+from clsearch.training.batch import DeviceData, Readout, answer
+
+METHODS = [
+    name
+    for name, kind in discover("clsearch.methods", Method).items()
+    if {"task_incremental", "domain_incremental"} <= set(kind.scenarios)
+]
+WRITTEN = ("selections.json", "accuracy_matrix.json")
+PERMUTED = {"name": "permuted", "source": "digits", "tasks": 2, "validation": 0.3}
+SPLIT = {"name": "split", "source": "digits", "classes_per_task": 3,
+         "class_order": [3, 1, 4, 0, 5, 9], "validation": 0.3}  # fmt: skip
+
+
+def settings(
+    methods: Sequence[str | dict[str, Any]] = ("finetune", "clnp"), **sections: Any
+) -> dict[str, Any]:
+    entries = [{"name": m} if isinstance(m, str) else m for m in methods]
+    return {
+        "name": "tiny",
+        "scenario": PERMUTED,
+        "model": {"name": "mlp", "hidden": [10, 8]},
+        "methods": entries,
+        "training": {"epochs": 1, "batch_size": 128},
+        "search": {"grid": {"lr": [0.003, 0.01]}},
+        "selection": {"margin": 5, "thresholds": 10},
+        **sections,
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes longer than everything else here and has tests of its own."""
+    monkeypatch.setattr(clsearch.sequence, "write_model_files", lambda *a, **k: None)
+
+
+def run(
+    out: Path,
+    data: dict[str, Any],
+    searcher: SerialSearcher | None = None,
+    progress: SilentProgress | None = None,
+    tracker: SilentTracker | None = None,
+) -> Results:
+    out.mkdir(exist_ok=True)
+    search = Search(resolve(parse_config(data)), out, open_store(out))
+    return search.run(
+        searcher or SerialSearcher(), tracker or SilentTracker(), progress or SilentProgress()
+    )
+
+
+def written(out: Path) -> list[bytes]:
+    return [(out / name).read_bytes() for name in WRITTEN]
+
+
+def outcomes(found: Results) -> dict[str, list[str]]:
+    by_chain: dict[str, list[str]] = {}
+    for result in found.results:
+        by_chain.setdefault(str(result.selection.chain), []).append(result.selection.outcome)
+    return by_chain
+
+
+# --- files, and the second run -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", [PERMUTED, SPLIT], ids=["permuted", "split"])
+def test_all_methods_and_a_second_run_that_trains_nothing(
+    scenario: dict[str, Any], tmp_path: Path
+) -> None:
+    data = settings(METHODS, scenario=scenario, selection={"margin": 30, "thresholds": 10})
+    tracker = SilentTracker()
+    found = run(tmp_path, data, tracker=tracker)
+    trials = len(METHODS) * 2 * 2
+    assert found.trained == trials
+    assert found.reused == 0
+    assert len(found.records) == trials
+    assert all(r.status == "COMPLETE" for r in found.records)
+    assert set(map(tuple, outcomes(found).values())) == {("selected", "selected")}
+    assert {p.name for p in tmp_path.iterdir()} >= {*WRITTEN, "trials.parquet", "scan.parquet"}
+    assert pq.read_table(tmp_path / "trials.parquet").num_rows == trials
+    assert {r.trial_key for r in tracker.trials} == {r.trial_key for r in found.records}
+    assert len(tracker.commits) == len(METHODS) * 2
+    first = written(tmp_path)
+
+    again = run(tmp_path, data)
+    assert (again.trained, again.reused) == (0, trials)
+    assert written(tmp_path) == first
+
+    matrix = json.loads(first[1])
+    for method in METHODS:
+        rows = matrix[method]["0"]
+        assert [len(row) for row in rows] == [1, 2]
+        assert all(0 <= a <= 1 for row in rows for a in row)
+    # A model for each task keeps its old answers; CLNP forgets nothing.
+    for method in ("from_scratch", "clnp"):
+        assert matrix[method]["0"][1][0] == matrix[method]["0"][0][0]
+        assert average_forgetting(matrix[method]["0"]) == 0
+    assert matrix["finetune"]["0"][0] == matrix["from_scratch"]["0"][0]
+    assert matrix["joint"]["0"][1][0] != matrix["from_scratch"]["0"][1][0]
+
+
+def test_the_matrix_is_what_the_stored_models_reach(tmp_path: Path) -> None:
+    data = settings(["from_scratch", "joint", "mas"], scenario=SPLIT)
+    search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))
+    found = search.run(SerialSearcher(), SilentTracker(), SilentProgress())
+    commits = {(r.selection.method, r.selection.task): r for r in found.results}
+    for (method, number), result in commits.items():
+        for other in range(1, number + 1):
+            source = result if method != "from_scratch" else commits[method, other]
+            stored = read_commit(search.store, str(source.commit))
+            assert stored is not None
+            task, samples = search.tasks[other - 1], search.scenario.test(other)
+            device = DeviceData(samples.inputs, samples.labels, None, task.transform)
+            (batch,) = device.batches(len(samples))
+            backbone = search.systems[0].backbone
+            logits, _ = answer(backbone, stored[0].params, batch.x, Readout((task.head,)), {})
+            right = int((logits.argmax(1) == samples.labels).sum()) / len(samples)
+            assert result.test[other - 1] == pytest.approx(right)
+
+
+def test_clnp_forgets_nothing_in_a_search(tmp_path: Path) -> None:
+    """Logits on real test images, bit for bit, from the stored checkpoints of three tasks."""
+    for shared in (True, False):
+        incremental = "domain_incremental" if shared else "task_incremental"
+        scenario = {**PERMUTED, "tasks": 3, "incremental": incremental}
+        out = tmp_path / incremental
+        out.mkdir()
+        data = settings(
+            [{"name": "clnp", "grid": {"l1": [0.0, 1e-3]}}],
+            scenario=scenario,
+            model={"name": "mlp", "hidden": [24, 16]},
+            training={"epochs": 2, "batch_size": 64},
+            selection={"margin": 25, "thresholds": 20},
+        )
+        search = Search(resolve(parse_config(data)), out, open_store(out))
+        found = search.run(SerialSearcher(), SilentTracker(), SilentProgress())
+        states = [(read_commit(search.store, str(r.commit)) or [None])[0] for r in found.results]
+        assert len(states) == 3
+        method, backbone = search.systems[0].method, search.systems[0].backbone
+        remembered: dict[int, torch.Tensor] = {}
+        for number, state in enumerate(states, start=1):
+            assert state is not None
+            for earlier in range(1, number + 1):
+                task, samples = search.tasks[earlier - 1], search.scenario.test(earlier)
+                gates = method.gates(state.state, task)
+                device = DeviceData(samples.inputs, samples.labels, None, task.transform)
+                (batch,) = device.batches(len(samples))
+                logits, _ = answer(backbone, state.params, batch.x, Readout((task.head,)), gates)
+                assert torch.equal(remembered.setdefault(earlier, logits), logits)
+
+
+# --- what changes, and what is trained for it ----------------------------------------------------
+
+
+def test_an_enlarged_grid_trains_only_what_is_new(tmp_path: Path) -> None:
+    methods = ["from_scratch", "joint"]  # no parents: later tasks do not depend on selections
+    run(tmp_path, settings(methods))
+    more = SerialSearcher()
+    found = run(tmp_path, settings(methods, search={"grid": {"lr": [0.003, 0.001, 0.01]}}), more)
+    assert (found.trained, found.reused) == (4, 8)
+    assert {r.hyperparameters["lr"] for r in found.records if r.trial_key in more.keys} == {0.001}
+    fresh = tmp_path / "fresh"
+    run(fresh, settings(methods, search={"grid": {"lr": [0.003, 0.001, 0.01]}}))
+    assert written(fresh) == written(tmp_path)
+
+
+def test_more_methods_and_seeds_train_only_their_own(tmp_path: Path) -> None:
+    run(tmp_path, settings(["finetune"]))
+    found = run(tmp_path, settings(["ewc", "finetune"], seeds=[0, 7]))
+    assert (found.trained, found.reused) == (12, 4)
+    assert len({r.trial_key for r in found.records}) == 16
+
+
+def test_a_changed_margin_trains_at_most_what_has_a_new_parent(tmp_path: Path) -> None:
+    none = {"margin": 0, "thresholds": 10}
+    before = run(tmp_path, settings(["finetune", "clnp", "from_scratch"], selection=none))
+    margin = {"margin": 60, "thresholds": 10}
+    searcher = SerialSearcher()
+    after = run(
+        tmp_path, settings(["finetune", "clnp", "from_scratch"], selection=margin), searcher
+    )
+    known = {r.trial_key for r in before.records}
+    assert not known & set(searcher.keys)
+
+    def parents(found: Results) -> dict[Chain, str | None]:
+        return {r.selection.chain: r.commit for r in found.results if r.selection.task == 1}
+
+    changed = {c for c, commit in parents(after).items() if parents(before)[c] != commit}
+    assert Chain("clnp", 0) in changed  # θ is another one
+    trained = {r.chain for r in after.records if r.trial_key in searcher.keys}
+    assert trained == changed - {Chain("from_scratch", 0)}
+    assert all(r.task == 2 for r in after.records if r.trial_key in searcher.keys)
+
+
+def test_first_task_protocol_searches_once(tmp_path: Path) -> None:
+    search = {"protocol": "first_task", "grid": {"lr": [0.003, 0.01]}}
+    found = run(tmp_path, settings(["finetune"], search=search))
+    assert [r.task for r in found.records] == [1, 1, 2]
+    first, second = (r.selection for r in found.results)
+    assert first.hyperparameters == second.hyperparameters
+
+
+def test_selections_do_not_depend_on_workers_or_packs(tmp_path: Path) -> None:
+    grid = {"grid": {"lr": [0.001, 0.003, 0.01, 0.02, 0.03]}}
+    results = []
+    for i, (workers, pack) in enumerate([(1, 1), (1, 5), (2, "auto"), (7, 3)]):
+        searcher, out = SerialSearcher(workers), tmp_path / str(i)
+        data = settings(["ewc", "clnp", "joint"], search=grid, resources={"pack": pack})
+        run(out, data, searcher)
+        results.append(written(out))
+        assert max(searcher.pack_sizes) <= (16 if pack == "auto" else pack)
+    assert results[1:] == results[:1] * 3
+
+
+# --- interruption and damage ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[bytes]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clsearch.sequence, "write_model_files", lambda *a, **k: None)
+        out = tmp_path_factory.mktemp("reference")
+        data = settings(["ewc", "clnp", "joint"])
+        found = run(out, data)
+        assert found.trained == 12
+        return data, written(out)
+
+
+@pytest.mark.parametrize("stops", [[n] for n in range(1, 13)] + [[1, 1, 4, 2]], ids=str)
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(
+    stops: list[int], reference: tuple[dict[str, Any], list[bytes]], tmp_path: Path
+) -> None:
+    data, wanted = reference
+    trained: list[str] = []
+    for stop in stops:
+        searcher = SerialSearcher(stop_after=stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, data, searcher)
+        trained += searcher.keys
+    searcher = SerialSearcher()
+    found = run(tmp_path, data, searcher)
+    trained += searcher.keys
+    assert len(trained) == len(set(trained)) == 12
+    assert (found.trained, found.reused) == (12 - sum(stops), sum(stops))
+    assert written(tmp_path) == wanted
+
+
+@pytest.mark.parametrize("where", ["commit", "selections", "read"])
+def test_killed_anywhere_it_resumes_to_the_same(
+    where: str, reference: tuple[dict[str, Any], list[bytes]], tmp_path: Path
+) -> None:
+    """Between a selection and its commit, before files are written, after every n-th such place."""
+    data, wanted = reference
+    name = {"commit": "commit", "selections": "atomic_write", "read": "read_record"}[where]
+    whole = getattr(clsearch.sequence, name)
+    trained: list[str] = []
+    for at in (1, 2, 3, 9):
+        calls = 0
+
+        def dying(*args: Any, at: int = at, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            return whole(*args, **kwargs)
+
+        searcher = SerialSearcher()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(clsearch.sequence, name, dying)
+            with contextlib.suppress(KeyboardInterrupt):
+                run(tmp_path, data, searcher)
+        trained += searcher.keys
+    searcher = SerialSearcher()
+    run(tmp_path, data, searcher)
+    trained += searcher.keys
+    assert len(trained) == len(set(trained)) == 12
+    assert written(tmp_path) == wanted
+
+
+def flip(path: Path) -> None:
+    whole = path.read_bytes()
+    at = len(whole) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "how"),
+    [
+        ("trials", "record.json", "flip"),
+        ("trials", "model.safetensors", "flip"),
+        ("trials", MANIFEST, "cut"),
+        ("trials", MANIFEST, "remove"),
+        ("trials", "record.json", "remove"),
+        ("commits", "state.safetensors", "flip"),
+        ("commits", "meta.json", "flip"),
+        ("commits", MANIFEST, "cut"),
+        ("commits", MANIFEST, "remove"),
+    ],
+)
+def test_damaged_files_are_made_again(
+    kind: str,
+    name: str,
+    how: str,
+    reference: tuple[dict[str, Any], list[bytes]],
+    tmp_path: Path,
+) -> None:
+    data, wanted = reference
+    run(tmp_path, data)
+    files = sorted((tmp_path / "checkpoints" / kind).glob(f"*/{name}"))
+    for file in files:
+        if how == "flip":
+            flip(file)
+        elif how == "cut":
+            file.write_bytes(file.read_bytes()[:-5])
+        else:
+            file.unlink()
+    progress = SilentProgress()
+    found = run(tmp_path, data, progress=progress)
+    damaged = len(files) if kind == "trials" else 0
+    assert len(files) == (12 if kind == "trials" else 6)
+    assert found.trained == damaged
+    if kind == "trials" and (name, how) != (MANIFEST, "remove"):
+        assert len(progress.notes) == damaged
+        assert all("trained again" in note for note in progress.notes)
+    assert written(tmp_path) == wanted
+    assert run(tmp_path, data).trained == 0
+
+
+# --- chains that end -----------------------------------------------------------------------------
+
+
+def test_a_method_whose_trials_all_fail_ends_alone(tmp_path: Path) -> None:
+    methods = [{"name": "finetune", "label": "hot", "grid": {"lr": [1e30, 1e31]}}, "ewc"]
+    found = run(tmp_path, settings(methods))
+    assert outcomes(found) == {"hot/seed-0": ["failed"], "ewc/seed-0": ["selected", "selected"]}
+    hot = next(r for r in found.results if r.selection.method == "hot")
+    assert hot.commit is None
+    assert "not finite" in hot.selection.reason
+    assert {r.status for r in found.records if r.method == "hot"} == {"FAILED"}
+    assert len([r for r in found.records if r.method == "hot"]) == 2
+    before = written(tmp_path)
+    assert run(tmp_path, settings(methods)).trained == 0
+    assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize("beside", [[], ["ewc"]], ids=["alone", "beside others"])
+def test_a_depleted_chain_ends_with_its_reason(beside: list[str], tmp_path: Path) -> None:
+    """Margin 0 and one threshold: nothing can be pruned that is not dead, one neuron is soon used.
+
+    Alone it leaves a task without any chain to train.
+    """
+    data = settings(
+        ["clnp", *beside],
+        scenario={**PERMUTED, "tasks": 4},
+        model={"name": "mlp", "hidden": [8, 1]},
+        selection={"margin": 0, "thresholds": 1},
+        training={"epochs": 3, "batch_size": 64},
+    )
+    found = run(tmp_path, data)
+    mine = outcomes(found)["clnp/seed-0"]
+    assert mine[-1] == "depleted"
+    assert set(mine[:-1]) == {"selected"}
+    ended = next(r.selection for r in found.results if r.selection.outcome == "depleted")
+    assert "fc2" in ended.reason
+    for other in beside:
+        assert outcomes(found)[f"{other}/seed-0"] == ["selected"] * 4
+    before = written(tmp_path)
+    assert run(tmp_path, data).trained == 0
+    assert written(tmp_path) == before
+
+
+def test_all_chains_may_fail(tmp_path: Path) -> None:
+    found = run(tmp_path, settings(["finetune"], search={"grid": {"lr": 1e30}}))
+    assert outcomes(found) == {"finetune/seed-0": ["failed"]}
+    assert json.loads(written(tmp_path)[1]) == {"finetune": {"0": [[]]}}
+
+
+# --- who sees what -------------------------------------------------------------------------------
+
+
+def test_test_data_is_opened_by_commits_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """While trials run and selections are made, opening it raises; each task's is opened once."""
+    guarded, opened = True, []
+    whole_test, whole_commit = SourceScenario.test, clsearch.sequence.commit
+
+    def test(self: SourceScenario, number: int) -> Samples:
+        assert not guarded, "test data was opened outside of a commit"
+        opened.append(number)
+        return whole_test(self, number)
+
+    def commit(*args: Any) -> Any:
+        nonlocal guarded
+        guarded = False
+        try:
+            return whole_commit(*args)
+        finally:
+            guarded = True
+
+    monkeypatch.setattr(SourceScenario, "test", test)
+    monkeypatch.setattr(clsearch.sequence, "commit", commit)
+    found = run(tmp_path, settings(METHODS))
+    assert all(r.selection.outcome == "selected" for r in found.results)
+    assert opened == [1, 2]
+    opened.clear()
+    run(tmp_path, settings(METHODS))
+    assert opened == []  # a resumed run reads what was measured
+
+
+def test_test_labels_change_no_selection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plain, shuffled = tmp_path / "plain", tmp_path / "shuffled"
+    run(plain, settings())
+    whole = SourceScenario.test
+
+    def wrong(self: SourceScenario, number: int) -> Samples:
+        samples = whole(self, number)
+        return Samples(samples.inputs, (samples.labels + 1) % 10)
+
+    monkeypatch.setattr(SourceScenario, "test", wrong)
+    run(shuffled, settings())
+    assert written(plain)[0] == written(shuffled)[0]
+    assert written(plain)[1] != written(shuffled)[1]
+
+
+def test_a_trial_in_a_search_is_the_trial_alone(tmp_path: Path) -> None:
+    """The first task's record says what the same training by hand reaches."""
+    data = settings(["finetune"])
+    found = run(tmp_path, data)
+    search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))
+    chain = Learner(search.config, [search.scenario.data(1)], True)
+    record = found.records[0]
+    (alone,) = chain.train(chain.begin(None, 1), 1, [record.hyperparameters])
+    assert alone.accuracy == record.validation_accuracy
+    assert tuple(alone.curve) == record.curve
+
+
+class LosingSearcher(SerialSearcher):
+    """Loses the packs of a chain, as a cluster does whose workers die again and again."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def run(self, config: Any, jobs: Any, *rest: Any) -> Any:
+        super().run(config, [job for job in jobs if job.chain.method != self.method], *rest)
+        lost = [job for job in jobs if job.chain.method == self.method]
+        return {key: "its worker died 4 times" for job in lost for key in job.keys}
+
+
+def test_trials_lost_to_the_machine_are_trained_by_the_next_run(tmp_path: Path) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    found = run(out, settings(["finetune", "ewc"]), LosingSearcher("ewc"))
+    lost = [r for r in found.records if r.method == "ewc"]
+    assert [(r.status, r.lost, r.reason) for r in lost] == [
+        ("FAILED", True, "its worker died 4 times")
+    ] * 2
+    searcher = SerialSearcher()
+    again = run(out, settings(["finetune", "ewc"]), searcher)
+    assert again.trained == 4  # both tasks of ewc; finetune's trials are not touched
+    assert {r.method for r in again.records if r.trial_key in searcher.keys} == {"ewc"}
+    run(whole, settings(["finetune", "ewc"]))
+    assert written(out) == written(whole)
+
+
+class FarSearcher(SerialSearcher):
+    """Reports trials whose records are on another host's disk."""
+
+    def run(self, config: Any, jobs: Any, data: Any, store: Any, on_record: Any) -> Any:
+        elsewhere = Store(f"{store.root}-of-another-host")
+        return super().run(config, jobs, data, elsewhere, on_record)
+
+
+def test_a_folder_the_workers_do_not_share_is_an_error_and_no_failed_trial(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(StoreError, match="every host must see the output folder"):
+        run(out, settings(["finetune"]), FarSearcher())
+    assert run(out, settings(["finetune"])).reused == 0
+
+
+def test_a_pack_started_again_trains_only_what_is_missing(tmp_path: Path) -> None:
+    """A worker that dies after its first member: the pack's next worker leaves that one alone."""
+    out = tmp_path / "out"
+    data = settings(["finetune"])
+    with contextlib.suppress(KeyboardInterrupt):
+        run(out, data, SerialSearcher(stop_after=1))
+    trials = out / "checkpoints" / "trials"
+    (first,) = [p for p in trials.iterdir() if not p.name.startswith(".")]
+    before = (first / "record.json").stat().st_mtime_ns
+    search = Search(resolve(parse_config(data)), out, open_store(out))
+
+    class Forgetful(SerialSearcher):
+        def run(self, config: Any, jobs: Any, data: Any, store: Any, on_record: Any) -> Any:
+            (job,) = jobs
+            pack = replace(
+                job, keys=(first.name, *job.keys), hypers=(job.hypers[0], *job.hypers)
+            ) if job.task == 1 else job  # fmt: skip
+            return super().run(config, [pack], data, store, on_record)
+
+    search.run(Forgetful(), SilentTracker(), SilentProgress())
+    assert (first / "record.json").stat().st_mtime_ns == before

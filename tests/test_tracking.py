@@ -1,0 +1,660 @@
+"""The audit trail: a real database, a real server, and servers that are dead, hung or refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clsearch import outbox as outbox_module
+from clsearch.errors import InputError, StoreError
+from clsearch.outbox import Entry, Ledger, Outbox
+from clsearch.protocols import Committed, SearchInfo
+from clsearch.records import Candidate, ScanPoint, Selection, TaskResult, TrialRecord
+from clsearch.tracking import MLflowTracker, store_of, ui_command
+
+DIGEST = "d" * 32
+INFO = SearchInfo(
+    "demo", DIGEST, {"training": {"epochs": 3}, "seeds": [0]}, [{"number": 1, "name": "split 0-1"}]
+)
+
+
+def trial(number: int, task: int = 1, **changes: Any) -> TrialRecord:
+    fields: dict[str, Any] = {
+        "trial_key": f"{number:032x}",
+        "method": "ewc",
+        "seed": 0,
+        "task": task,
+        "hyperparameters": {"lr": 0.001, "strength": 10.0 * number},
+        "status": "COMPLETE",
+        "validation_accuracy": 0.9 + number / 1000,
+        "drift": 0.25,
+        "layers": ("fc1", "fc2"),
+        "units": (20, 10),
+        "free": (5, 2),
+        "scan": (ScanPoint(0.0, 0.9, (1, 0)), ScanPoint(0.5, 0.8, (4, 3))),
+        "curve": (0.5, 0.7, 0.9),
+        "epochs": 3,
+        "duration": 2.5,
+        "started": 1_700_000_000.0 + number,
+    }
+    return TrialRecord(**{**fields, **changes})
+
+
+def selection(number: int, task: int = 1) -> Selection:
+    seen = tuple(
+        Candidate(
+            f"{n:032x}", {"lr": 0.001}, "COMPLETE", 0.9 + n / 1000, 0.5, 0.9, (5, 2), 0.2, 0.1,
+            n == number, "leaves the most free" if n == number else "leaves less free",
+        )
+        for n in (1, 2)
+    )  # fmt: skip
+    return Selection(
+        "ewc", 0, task, "selected", "it leaves the most free capacity", 1.0, 0.902, 0.892,
+        f"{number:032x}", {"lr": 0.001, "strength": 10.0 * number}, 0.9 + number / 1000, 0.5, 0.895,
+        ("fc1", "fc2"), (20, 10), (5, 2), 7 / 30, seen,
+    )  # fmt: skip
+
+
+def committed(number: int, model: Path | None, task: int = 1) -> Committed:
+    result = TaskResult(selection(number, task), f"commit-{number}-{task}", (0.91, None), (5, 2))
+    return Committed(result, model, "f" * 32 if task > 1 else None, {"retained": 0.5})
+
+
+def play(tracker: MLflowTracker, model: Path, figure: Path) -> None:
+    """A whole search of two tasks."""
+    tracker.start(INFO)
+    for task in (1, 2):
+        for number in (1, 2):
+            tracker.trial(trial(number, task))
+        tracker.committed(committed(2, model, task))
+    tracker.finish([figure], {"mean_accuracy": 0.9}, "FINISHED")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+    example = torch.rand(4, 1, 4, 4)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.export.export(network, (example,), dynamic_shapes=shapes)
+    torch.export.save(program, folder / "model.pt2", extra_files={"metadata.json": '{"task": 1}'})
+    np.save(folder / "example.npy", example.numpy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def figure(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("figure") / "accuracy.svg"
+    path.write_text("<svg/>")
+    return path
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without runs, to copy: creating one takes a second or two."""
+    out = tmp_path_factory.mktemp("store")
+    tracker = MLflowTracker(out)
+    tracker.start(SearchInfo("none", "0" * 32, {}, []))
+    assert tracker.close(60) == 0
+    return out / "mlflow.db"
+
+
+@pytest.fixture
+def out(tmp_path: Path, empty_store: Path) -> Path:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def played(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, model: Path, figure: Path
+) -> Path:
+    """The output folder of a finished search. For tests that only look."""
+    folder = tmp_path_factory.mktemp("played")
+    shutil.copyfile(empty_store, folder / "mlflow.db")
+    finished(MLflowTracker(folder), model, figure)
+    return folder
+
+
+def finished(tracker: MLflowTracker, model: Path, figure: Path) -> None:
+    play(tracker, model, figure)
+    assert tracker.close(60) == 0, tracker.problem
+    assert tracker.rejected == []
+
+
+def client(out: Path, uri: str | None = None) -> Any:
+    from mlflow import MlflowClient
+
+    address = store_of(out, uri)[0]
+    return MlflowClient(tracking_uri=address, registry_uri=address)
+
+
+def runs(look: Any) -> dict[str, Any]:
+    """Every run of the search, by its name."""
+    experiment = look.get_experiment_by_name("demo")
+    found = look.search_runs([experiment.experiment_id])
+    assert len({run.data.tags["clsearch.key"] for run in found}) == len(found), "duplicates"
+    return {
+        f"{run.data.tags['clsearch.task']}: {run.info.run_name}"
+        if run.data.tags["clsearch.kind"] == "trial"
+        else run.info.run_name: run
+        for run in found
+    }
+
+
+def everything(look: Any) -> dict[str, Any]:
+    """All a search left in MLflow that a replay must not change."""
+    found: dict[str, Any] = {}
+    for name, run in runs(look).items():
+        history = {
+            metric: [
+                (m.value, m.step, m.timestamp)
+                for m in look.get_metric_history(run.info.run_id, metric)
+            ]
+            for metric in run.data.metrics
+        }
+        info = (run.info.run_id, run.info.status, run.info.start_time, run.info.end_time)
+        files = sorted(f.path for f in look.list_artifacts(run.info.run_id))
+        found[name] = (info, run.data.tags, run.data.params, history, files)
+    versions = look.search_model_versions("name = 'demo.ewc.seed-0'")
+    registered = look.get_registered_model("demo.ewc.seed-0")
+    found["models"] = (sorted((int(v.version), v.source) for v in versions), registered.aliases)
+    return found
+
+
+# What stands in MLflow after a search
+
+
+def test_runs_are_nested_and_tagged(played: Path) -> None:
+    found = runs(client(played))
+    assert len(found) == 1 + 2 + 4
+    search, task = found["search dddddddd"], found["ewc · seed 0 · task 2"]
+    chosen = found["2: trial 0000… lr=0.001 strength=20"]
+    assert task.data.tags["mlflow.parentRunId"] == search.info.run_id
+    assert chosen.data.tags["mlflow.parentRunId"] == task.info.run_id
+    names = ("search", "method", "seed", "task", "trial_key", "status", "selected", "key")
+    for run in found.values():
+        assert all(run.data.tags[f"clsearch.{name}"] for name in names)
+        assert run.info.status == "FINISHED"
+    expected = (DIGEST, "ewc", "0", "2", f"{2:032x}", "COMPLETE", "true")
+    assert tuple(chosen.data.tags[f"clsearch.{name}"] for name in names[:-1]) == expected
+    selected = [r for r in found.values() if r.data.tags["clsearch.selected"] == "true"]
+    assert len(selected) == 2
+
+
+def test_trial_params_metrics_and_times(played: Path) -> None:
+    run = runs(client(played))["1: trial 0000… lr=0.001 strength=20"]
+    assert run.data.params == {"lr": "0.001", "strength": "20"}
+    metrics = run.data.metrics
+    assert metrics["validation_accuracy"] == pytest.approx(0.902)
+    assert (metrics["drift"], metrics["duration"], metrics["epochs"]) == (0.25, 2.5, 3)
+    assert not {"free", "free.fc1"} & set(metrics)  # a trial frees nothing before it is pruned
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_002_000, 1_700_000_004_500)
+
+
+def test_scan_and_epochs_are_stepped_metrics(played: Path) -> None:
+    look = client(played)
+    run = runs(look)["1: trial 0000… lr=0.001 strength=10"].info.run_id
+
+    def steps(name: str) -> list[tuple[int, float]]:
+        return sorted((m.step, m.value) for m in look.get_metric_history(run, name))
+
+    assert steps("validation_accuracy_by_epoch") == [(1, 0.5), (2, 0.7), (3, 0.9)]
+    assert steps("scan_accuracy") == [(0, 0.9), (1, 0.8)]
+    assert steps("scan_threshold") == [(0, 0.0), (1, 0.5)]
+    assert steps("scan_free") == [(0, 1), (1, 7)]
+    assert steps("scan_free.fc2") == [(0, 0), (1, 3)]
+
+
+def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -> None:
+    look = client(played)
+    run = runs(look)["ewc · seed 0 · task 2"]
+    expected = {
+        "margin": 1.0, "best": 0.902, "floor": 0.892, "validation_accuracy": 0.902,
+        "accuracy": 0.895, "sparsity": 7 / 30, "threshold": 0.5, "free": 7, "free.fc1": 5,
+        "free.fc2": 2, "test_accuracy.task_1": 0.91, "candidates_within_margin": 2, "retained": 0.5,
+    }  # fmt: skip
+    assert {k: run.data.metrics[k] for k in expected} == pytest.approx(expected)
+    assert "test_accuracy.task_2" not in run.data.metrics
+    tags = run.data.tags
+    assert tags["clsearch.outcome"] == "selected"
+    assert tags["clsearch.reason"] == "it leaves the most free capacity"
+    assert tags["clsearch.seeded_by"] == "f" * 32
+    note = tags["mlflow.note.content"]
+    assert f"trial `{2:032x}`" in note
+    assert "2 of 2 candidates are within the margin of 1 percentage points" in note
+    file = look.download_artifacts(run.info.run_id, "selection.json", str(tmp_path))
+    assert Selection.from_json(json.loads(Path(file).read_text())) == selection(2, task=2)
+
+
+def test_search_run_has_config_report_and_summary(played: Path) -> None:
+    look = client(played)
+    run = runs(look)["search dddddddd"]
+    assert run.data.params == {"training.epochs": "3", "seeds.0": "0"}
+    assert run.data.metrics == {"mean_accuracy": 0.9}
+    assert run.data.tags["clsearch.status"] == "FINISHED"
+    assert {f.path for f in look.list_artifacts(run.info.run_id)} >= {"config.json", "report"}
+    assert [f.path for f in look.list_artifacts(run.info.run_id, "report")] == [
+        "report/accuracy.svg"
+    ]
+    assert run.info.artifact_uri.startswith((played / "artifacts").as_uri())
+
+
+def test_failed_trial_keeps_its_reason_and_logs_no_nan(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    nan = float("nan")
+    tracker.trial(
+        trial(1, status="FAILED", reason="loss is NaN", validation_accuracy=nan, curve=(0.5, nan))
+    )
+    tracker.trial(trial(2, status="PRUNED", reason="below the median at epoch 3"))
+    failure = Selection("ewc", 0, 1, "failed", "every trial failed", 1.0)
+    tracker.committed(Committed(TaskResult(failure, None)))
+    tracker.finish([], {}, "FAILED")
+    assert tracker.close(60) == 0, tracker.problem
+    look = client(out)
+    found = runs(look)
+    failed = found["1: trial 0000… lr=0.001 strength=10"]
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["clsearch.reason"] == "loss is NaN"
+    assert "validation_accuracy" not in failed.data.metrics
+    history = look.get_metric_history(failed.info.run_id, "validation_accuracy_by_epoch")
+    assert [(m.step, m.value) for m in history] == [(1, 0.5)]
+    pruned = found["1: trial 0000… lr=0.001 strength=20"]
+    assert (pruned.info.status, pruned.data.tags["clsearch.status"]) == ("FINISHED", "PRUNED")
+    task = found["ewc · seed 0 · task 1"]
+    assert (task.info.status, task.data.tags["clsearch.outcome"]) == ("FAILED", "failed")
+    assert "every trial failed" in task.data.tags["mlflow.note.content"]
+    assert found["search dddddddd"].info.status == "FAILED"
+
+
+# The mlflow client refers to deprecated parts of its own dependencies while it loads a model.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_selected_models_load_without_pickle(
+    played: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_of(played, None)[0])
+    look = client(played)
+    registered = look.get_registered_model("demo.ewc.seed-0")
+    assert {k: int(v) for k, v in registered.aliases.items()} == {"task-1": 1, "task-2": 2}
+    version = look.get_model_version_by_alias("demo.ewc.seed-0", "task-2")
+    assert version.run_id == runs(look)["ewc · seed 0 · task 2"].info.run_id
+    logged = look.get_run(version.run_id).outputs.model_outputs
+    assert len(logged) == 1
+    assert look.get_logged_model(logged[0].model_id).status == "READY"
+    pixels = torch.rand(7, 1, 4, 4)
+    exported = torch.export.load(model / "model.pt2").module()
+    loaded = mlflow.pytorch.load_model("models:/demo.ewc.seed-0@task-2")
+    assert torch.equal(loaded(pixels), exported(pixels))
+    generic = mlflow.pyfunc.load_model("models:/demo.ewc.seed-0@task-2")
+    one = pixels[:1].numpy()
+    assert np.array_equal(generic.predict(one), exported(pixels[:1]).detach().numpy())
+
+
+# Nothing twice
+
+
+def test_finished_search_leaves_no_outbox_and_sends_nothing_again(
+    played: Path, model: Path, figure: Path
+) -> None:
+    assert not (played / "outbox").exists()
+    before = (played / "mlflow.db").read_bytes()
+    finished(MLflowTracker(played), model, figure)
+    assert (played / "mlflow.db").read_bytes() == before
+    assert not (played / "outbox").exists()
+
+
+def test_killed_between_delivery_and_removal(
+    out: Path, model: Path, figure: Path, tmp_path: Path
+) -> None:
+    """Every entry comes back although it was delivered: MLflow looks the same after it."""
+    quiet = MLflowTracker(out)
+    quiet._courier.wake = lambda: None  # type: ignore[method-assign]  # nothing is delivered
+    play(quiet, model, figure)
+    shutil.copytree(out / "outbox", tmp_path / "kept")
+    assert MLflowTracker(out).close(60) == 0
+    look = client(out)
+    before = everything(look)
+    assert len(before) == 8
+    shutil.copytree(tmp_path / "kept", out / "outbox")
+    shutil.rmtree(out / "checkpoints" / "delivered")
+    again = MLflowTracker(out)
+    assert again.close(60) == 0, again.problem
+    assert again.rejected == []
+    assert everything(look) == before
+    assert not (out / "outbox").exists()
+
+
+def test_lost_ledger_makes_no_duplicates(out: Path, model: Path, figure: Path) -> None:
+    finished(MLflowTracker(out), model, figure)
+    look = client(out)
+    before = everything(look)
+    shutil.rmtree(out / "checkpoints" / "delivered")
+    finished(MLflowTracker(out), model, figure)
+    after = everything(look)
+    assert after["models"] == before["models"]
+    assert {k: v[0][0] for k, v in after.items() if k != "models"} == {
+        k: v[0][0] for k, v in before.items() if k != "models"
+    }
+
+
+def test_ledger_counts_for_nothing_without_its_database(
+    played: Path, tmp_path: Path, model: Path, figure: Path
+) -> None:
+    shutil.copytree(played / "checkpoints", tmp_path / "checkpoints")
+    finished(MLflowTracker(tmp_path), model, figure)
+    assert len(runs(client(tmp_path))) == 7
+
+
+def test_resumed_search_runs_again_and_moves_the_selection(out: Path, model: Path) -> None:
+    first = MLflowTracker(out)
+    first.start(INFO)
+    first.trial(trial(1))
+    first.trial(trial(2))
+    first.committed(committed(2, model))
+    first.finish([], {}, "KILLED")
+    assert first.close(60) == 0, first.problem
+    look = client(out)
+    assert runs(look)["search dddddddd"].info.status == "KILLED"
+
+    second = MLflowTracker(out)
+    second.start(INFO)
+    second.trial(trial(3))
+    second.committed(committed(1, model))
+    assert second.close(60) == 0, second.problem
+    found = runs(look)
+    assert found["search dddddddd"].info.status == "RUNNING"
+    chosen = {
+        r.data.tags["clsearch.trial_key"]: r.data.tags["clsearch.selected"] for r in found.values()
+    }
+    assert chosen == {
+        "none": "false",
+        f"{1:032x}": "true",
+        f"{2:032x}": "false",
+        f"{3:032x}": "false",
+    }
+    aliases = look.get_registered_model("demo.ewc.seed-0").aliases
+    assert {k: int(v) for k, v in aliases.items()} == {"task-1": 2}
+
+    third = MLflowTracker(out)
+    third.start(INFO)
+    third.finish([], {}, "KILLED")
+    assert third.close(60) == 0, third.problem
+    assert runs(look)["search dddddddd"].info.status == "KILLED"
+
+
+def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    tracker.committed(committed(2, None))
+    tracker.trial(trial(2))
+    assert tracker.close(60) == 0, tracker.problem
+    run = runs(client(out))["1: trial 0000… lr=0.001 strength=20"]
+    assert run.data.tags["clsearch.selected"] == "true"
+
+
+def test_run_created_twice_by_a_lost_answer_is_one_again(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    tracker.trial(trial(1))
+    assert tracker.close(60) == 0, tracker.problem
+    look = client(out)
+    run = runs(look)["1: trial 0000… lr=0.001 strength=10"]
+    look.create_run(run.info.experiment_id, 1, run.data.tags, run.info.run_name)
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    tracker.trial(trial(2))
+    assert tracker.close(60) == 0, tracker.problem
+    assert runs(look)["1: trial 0000… lr=0.001 strength=10"].info.run_id == run.info.run_id
+
+
+def test_long_histories_are_logged_in_batches(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    scan = tuple(ScanPoint(i / 100, 0.5, (i, i)) for i in range(100))
+    tracker.trial(trial(1, scan=scan, curve=tuple(i / 700 for i in range(700))))
+    assert tracker.close(60) == 0, tracker.problem
+    look = client(out)
+    run = runs(look)["1: trial 0000… lr=0.001 strength=10"].info.run_id
+    assert len(look.get_metric_history(run, "validation_accuracy_by_epoch")) == 700
+    assert len(look.get_metric_history(run, "scan_free.fc2")) == 100
+
+
+# Entries that MLflow refuses, and folders that cannot be written
+
+
+def test_refused_entry_is_set_aside_with_its_reason(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    tracker.trial(trial(1, hyperparameters={"a name that is far too long" * 20: 1.0}))
+    tracker.trial(trial(2))
+    assert tracker.close(60) == 0
+    (kept,) = tracker.rejected
+    content = json.loads(kept.read_text())
+    assert "exceeds the maximum length" in content["reason"]
+    assert json.loads(content["entry"])["body"]["trial_key"] == f"{1:032x}"
+    assert "1: trial 0000… lr=0.001 strength=20" in runs(client(out))
+
+
+def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
+    folder = out / "outbox"
+    folder.mkdir()
+    (folder / "00000001-trial-abc.json").write_text('{"kind": "trial", "bo')
+    (folder / ".00000002-trial-abd.json.tmp").write_text("half")
+    (folder / "00000002-trial-abd.files").mkdir()
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    tracker.trial(trial(1))
+    assert tracker.close(60) == 0
+    assert "not valid JSON" in tracker.rejected[0].read_text()
+    assert len(runs(client(out))) == 3
+    assert [f.name for f in folder.iterdir()] == ["rejected"]
+
+
+def test_entry_that_always_fails_is_passed_over(tmp_path: Path) -> None:
+    def deliver(content: dict[str, Any], files: Path) -> None:
+        if content["name"] == "bad":
+            raise ConnectionError("http://me:secret@host: 500")
+        delivered.append(content["name"])
+
+    delivered: list[str] = []
+    box = Outbox(tmp_path / "outbox")
+    courier = outbox_module.Courier(box, Ledger(tmp_path / "ledger"), deliver, lambda error: False)
+    courier._pause = lambda seconds: None  # type: ignore[method-assign]
+    for name in ("bad", "good", "better"):
+        courier.send("x", {"name": name})
+    deadline = time.monotonic() + 10
+    while len(box) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert courier.close(5) == 0
+    assert delivered == ["good", "better"]
+    (kept,) = box.rejected()
+    assert json.loads(kept.read_text())["reason"] == "ConnectionError: http://…@host: 500"
+
+
+def test_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    tracker = MLflowTracker(tmp_path, "http://127.0.0.1:9")
+    tracker.start(INFO)
+    monkeypatch.setattr(outbox_module.os, "fsync", full)
+    with pytest.raises(StoreError, match="No space left"):
+        tracker.trial(trial(1))
+    monkeypatch.undo()
+    assert len(list((tmp_path / "outbox").iterdir())) == 1
+    tracker.trial(trial(1))
+    assert tracker.close(0) == 2
+    with pytest.raises(StoreError, match="nowhere"):
+        tracker.finish([tmp_path / "nowhere.svg"], {}, "FINISHED")
+
+
+def test_wrong_input_is_named(out: Path) -> None:
+    with pytest.raises(InputError, match=r"tracking\.uri.*'\./mlruns' is not allowed"):
+        MLflowTracker(out, "./mlruns")
+    tracker = MLflowTracker(out)
+    with pytest.raises(RuntimeError, match="start"):
+        tracker.trial(trial(1))
+    tracker.start(INFO)
+    with pytest.raises(InputError, match="status"):
+        tracker.finish([], {}, "DONE")
+    tracker.close(60)
+
+
+def test_entries_keep_their_order_beyond_nine(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "outbox")
+    for number in range(12):
+        box.append(f"x-{number}", {"n": number}, {})
+    again = Outbox(tmp_path / "outbox")
+    assert again.identities() == [f"x-{number}" for number in range(12)]
+    first = again.first()
+    assert isinstance(first, Entry)
+    assert first.read() == {"n": 0}
+
+
+def test_ui_command(tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    command = ui_command(out)
+    assert command.endswith(f"--backend-store-uri 'sqlite:///{out}/mlflow.db'")
+    assert ui_command(out, "http://host:5000").endswith(" http://host:5000")
+
+
+# Servers
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int) -> Iterator[str]:
+    """A real server of MLflow on loopback, in a process group of its own."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--artifacts-destination", str(folder / "server-artifacts")]
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(20)
+
+
+def answering(port: int, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as line:
+            line.sendall(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+            if b"200" in line.recv(64):
+                return
+        time.sleep(0.3)
+    pytest.fail("the server did not come up")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+# The mlflow client refers to deprecated parts of its own dependencies while it loads a model.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_dead_server_gets_everything_once_when_it_comes_up(
+    tmp_path: Path, model: Path, figure: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    port = free_port()
+    uri, out = f"http://127.0.0.1:{port}", tmp_path / "out"
+    tracker = MLflowTracker(out, uri)
+    began = time.monotonic()
+    play(tracker, model, figure)
+    assert time.monotonic() - began < 5
+    assert tracker.close(15) == 8
+    assert "Connection refused" in tracker.problem
+    shutil.copytree(out / "outbox", tmp_path / "kept")
+    with server(tmp_path, port):
+        answering(port)
+        finished(MLflowTracker(out, uri), model, figure)
+        look = client(out, uri)
+        before = everything(look)
+        assert len(before) == 8
+        assert not (out / "outbox").exists()
+        # Killed before it could note what it had delivered, then resumed.
+        shutil.copytree(tmp_path / "kept", out / "outbox")
+        shutil.rmtree(out / "checkpoints" / "delivered")
+        finished(MLflowTracker(out, uri), model, figure)
+        assert everything(look) == before
+        # And a resume that has nothing new does not even ask the server.
+        silent = MLflowTracker(out, uri)
+        finished(silent, model, figure)
+        assert silent._courier._thread is None
+        monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        pixels = torch.rand(5, 1, 4, 4)
+        loaded = mlflow.pytorch.load_model("models:/demo.ewc.seed-0@task-1")
+        exported = torch.export.load(model / "model.pt2").module()
+        assert torch.equal(loaded(pixels), exported(pixels))
+
+
+def test_hung_server_blocks_nothing(tmp_path: Path, model: Path, figure: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        tracker = MLflowTracker(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        began = time.monotonic()
+        play(tracker, model, figure)
+        assert time.monotonic() - began < 5
+        began = time.monotonic()
+        assert tracker.close(1) == 8
+        assert time.monotonic() - began < 5
+    assert len(list((tmp_path / "outbox").glob("*.json"))) == 8
+
+
+def test_driver_starts_at_once_and_the_terminal_stays_clean(tmp_path: Path) -> None:
+    """In a fresh process: no import of mlflow or torch, no line on the terminal, a new database."""
+    program = """
+import sys, time
+from pathlib import Path
+began = time.monotonic()
+from clsearch.tracking import MLflowTracker
+tracker = MLflowTracker(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None)
+assert not {"mlflow", "torch"} & set(sys.modules)
+from types import SimpleNamespace
+tracker.start(SimpleNamespace(name="demo", digest="d" * 32, config={}, tasks=[]))
+assert time.monotonic() - began < 5
+sys.exit(tracker.close(60))
+"""
+    command = [sys.executable, "-c", program]
+    local = subprocess.run(
+        [*command, tmp_path / "a"], capture_output=True, timeout=120, check=False
+    )
+    assert (local.returncode, local.stdout, local.stderr) == (0, b"", b"")
+    assert len(runs(client(tmp_path / "a"))) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    dead = [*command, tmp_path / "b", f"http://127.0.0.1:{free_port()}"]
+    away = subprocess.run(dead, capture_output=True, timeout=120, check=False)
+    assert (away.returncode, away.stdout, away.stderr) == (1, b"", b"")
