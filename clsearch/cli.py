@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -125,11 +126,25 @@ def _stop(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def main() -> None:
-    """Entry point: runs a command and turns errors into messages and exit codes."""
+def _stop_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Sends the signal once more where Python dropped its exception: it came in a destructor."""
+    if isinstance(dropped.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(dropped)
+
+
+def stop_on_signals() -> None:
+    """SIGTERM and SIGHUP stop the command as Ctrl-C does, whatever it is doing when they come."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` stays in force
             signal.signal(number, _stop)
+    sys.unraisablehook = _stop_again
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into messages and exit codes."""
+    stop_on_signals()
     try:
         app()
     except ClsearchError as error:

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ class Ended:
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Calls the entry point in this process: what is refused is refused before anything starts."""
     monkeypatch.delenv("CLSEARCH_DATA", raising=False)
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # this process is pytest's
+    monkeypatch.setattr("clsearch.cli.stop_on_signals", lambda: None)  # this process is pytest's
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr("sys.argv", ["clsearch", *map(str, arguments)])
@@ -492,3 +493,30 @@ def test_doctor_says_what_to_mend(
     assert [line.split()[1] for line in mend] == ["ray:", "mlflow:", "data:"]
     assert "3 to mend." in ended.out
     assert "--data" in ended.out
+
+
+IN_A_DESTRUCTOR = """
+import os, signal, sys, time
+from clsearch.cli import stop_on_signals
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(1)
+
+stop_on_signals()
+try:
+    Dying()
+    time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_DESTRUCTOR, name],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")

@@ -17,7 +17,7 @@ needs = pytest.mark.skipif(not dense.available(), reason="this torch has no oneD
 @needs
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("members", [1, 3])
-@pytest.mark.parametrize("sizes", [(7, 5, 3), (64, 33, 17)])
+@pytest.mark.parametrize("sizes", [(7, 5, 3), (64, 33, 17), (16, 20, 1)])
 def test_values_and_gradients_are_those_of_linear(
     shared: bool, members: int, sizes: tuple[int, int, int]
 ) -> None:
@@ -39,6 +39,26 @@ def test_values_and_gradients_are_those_of_linear(
         results.append([out.detach(), *torch.autograd.grad((out * pull).sum(), leaves)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@needs
+@pytest.mark.parametrize("units", [1, 2, 17, 256])
+def test_a_member_has_the_bits_it_has_alone(units: int) -> None:
+    source = generator("bits")
+    x = torch.randn(64, 100, generator=source)
+    weight, bias = torch.randn(5, units, 100, generator=source), torch.zeros(5, units)
+    pull = torch.randn(5, 64, units, generator=source)
+
+    def gradient(members: slice) -> list[torch.Tensor]:
+        leaf = weight[members].clone().requires_grad_()
+        with dense.fast_linear(torch.device("cpu")):
+            out = vmap(linear, in_dims=(None, 0, 0))(x, leaf, bias[members])
+        return [out.detach(), *torch.autograd.grad((out * pull[members]).sum(), [leaf])]
+
+    whole = gradient(slice(5))
+    for k in range(5):
+        for all_members, alone in zip(whole, gradient(slice(k, k + 1)), strict=True):
+            assert torch.equal(all_members[k], alone[0])
 
 
 @needs

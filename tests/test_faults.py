@@ -112,6 +112,7 @@ def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(
 ) -> None:
     out = tmp_path / "out"
     driver.until(lambda: journal(out))
+    driver.process.send_signal(signal.SIGSTOP)  # so that the search does not end meanwhile
     for verb in (("run", config, "--out", out), ("resume", out)):
         second = clsearch(*verb)
         assert second.returncode == 2
@@ -126,6 +127,7 @@ def test_an_interrupted_search_ends_cleanly_and_says_how_to_go_on(
             except psutil.NoSuchProcess:
                 continue
     driver.process.send_signal(number)
+    driver.process.send_signal(signal.SIGCONT)
     assert driver.wait(30) == 130
     assert time.monotonic() - began < 20
     assert driver.survivors() == []

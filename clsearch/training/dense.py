@@ -66,22 +66,31 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     return result
 
 
-def _stacked(members: list[Tensor]) -> Tensor:
-    """K tensors as one `[K, …]`; a single one is not copied."""
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """`a bᵀ` of K members, `[K, M, I]` and `[K, N, I]` to `[K, M, N]`; `b [N, I]` is for all.
+
+    Against one `b` the members' rows are those of one product, which gives each the bits it has
+    alone. A single row would not: that is a matrix-vector product, summed in another order.
+    """
+    if b.ndim == 2 and a.shape[1] > 1:
+        return _product(a.flatten(0, 1), b).view(*a.shape[:2], len(b))
+    others = [b] * len(a) if b.ndim == 2 else b.unbind(0)
+    members = [_product(*one) for one in zip(a.unbind(0), others, strict=True)]
     return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(members)
 
 
 class PackLinear(torch.autograd.Function):
-    """`x Wᵀ + b` of K members: `W [K, N, I]`, `b [K, N]`, `x [K, B, I]`, or `[B, I]` for all."""
+    """`x Wᵀ + b` of K members: `W [K, N, I]`, `b [K, N]`, `x [K, B, I]`, or `[B, I]` for all.
+
+    In memory a result lies as `[K, N, B]`, features before samples: then every product here,
+    forward and backward, takes its operands as they lie, but for `W` in `δ W`.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Gives `[K, B, N]`."""
         ctx.save_for_backward(x, weight)
-        inputs = [x] * len(weight) if x.ndim == 2 else x.unbind(0)
-        return _stacked(
-            [_product(*one) for one in zip(inputs, weight.unbind(0), bias.unbind(0), strict=True)]
-        )
+        return _products(weight, x).add_(bias.unsqueeze(-1)).mT
 
     @staticmethod
     @once_differentiable
@@ -89,16 +98,12 @@ class PackLinear(torch.autograd.Function):
         """`δ W`, `δᵀ x` and `Σ_b δ` of each member, as far as they are asked for."""
         x, weight = ctx.saved_tensors
         back = forth = None
-        deltas = delta.unbind(0)
         if ctx.needs_input_grad[0]:
-            back = _stacked(
-                [_product(d, w.T) for d, w in zip(deltas, weight.unbind(0), strict=True)]
-            )
+            back = _products(weight.mT, delta).mT
             if x.ndim == 2:
                 back = back.sum(0)
         if ctx.needs_input_grad[1]:
-            inputs = [x.T.contiguous()] * len(weight) if x.ndim == 2 else x.mT.unbind(0)
-            forth = _stacked([_product(d.T, i) for d, i in zip(deltas, inputs, strict=True)])
+            forth = _products(delta.mT, x.mT)
         return back, forth, delta.sum(1)
 
 
