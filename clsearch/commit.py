@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from clsearch.config import Config
 from clsearch.errors import DamagedError
-from clsearch.methods.base import ChainState, Evidence, ImportanceObjective
+from clsearch.images import Images
+from clsearch.methods.base import ChainState, State
 from clsearch.models.base import Backbone, Gates, Params, head_names
 from clsearch.records import Selection
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import commit_key
-from clsearch.store import Store, read_commit, read_trained, write_commit
+from clsearch.store import Store, TrainedModel, read_commit, read_trained, write_commit
 from clsearch.system import System
 from clsearch.training.batch import DeviceData, PackData, Readout, answer
-from clsearch.training.importance import mean_moment
+from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import EVALUATION_BATCH
+from clsearch.training.step import remembered
 from clsearch.trial import context_of
 
-TestData = Callable[[Task], DeviceData]
+
+@dataclass(frozen=True)
+class Learned:
+    """A chain at a task it has just learned.
+
+    `parts` is what it trained on, `tasks` are the tasks it has seen so far, `parent` is the state
+    it started from.
+    """
+
+    config: Config
+    system: System
+    parts: Sequence[TaskData]
+    tasks: Sequence[Task]
+    parent: ChainState | None
+    shared_head: bool
+    images: Images
 
 
 @dataclass(frozen=True)
@@ -48,24 +65,14 @@ def accuracy(
     return right / len(data)
 
 
-def commit(
-    config: Config,
-    system: System,
-    selection: Selection,
-    parts: Sequence[TaskData],
-    tasks: Sequence[Task],
-    parent: ChainState | None,
-    shared_head: bool,
-    store: Store,
-    test: TestData,
-) -> Commit:
+def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     """The stored state of a selection; made and evaluated on test data if it is not there yet.
 
-    `parts` is what the chain trained on at this task, `tasks` are the tasks it has seen so far.
     A damaged commit is made again from its trial. Raises `DamagedError` when the selected trial
     itself is damaged.
     """
-    threshold = selection.threshold if system.method.prunes else None
+    method = learned.system.method
+    threshold = selection.threshold if method.prunes else None
     key = commit_key(str(selection.trial_key), threshold)
     try:
         known = read_commit(store, key)
@@ -74,64 +81,72 @@ def commit(
         known = None
     if known is not None:
         return Commit(key, *known)
-    state = _consolidate(config, system, selection, parts, parent, shared_head, store, threshold)
-    own = tasks[-1:] if system.method.independent else tasks
+    trained = read_trained(store, str(selection.trial_key))
+    state = _consolidate(learned, selection.seed, trained, threshold)
+    own = learned.tasks[-1:] if method.independent else learned.tasks
+    current = learned.tasks[-1]
     meta = {
-        **_measure(system, state, own, test),
-        "validation_accuracy": _validation(system, state, parts[-1]),
+        "test": _accuracies(learned, state, own, learned.images.test),
+        "free": method.capacity(state.state),
+        "validation_accuracy": _accuracies(
+            learned, state, [current], lambda _: _validation(learned.parts[-1])
+        )[str(current.number)],
     }
     write_commit(store, key, state, meta)
     return Commit(key, state, meta)
 
 
 def _consolidate(
-    config: Config,
-    system: System,
-    selection: Selection,
-    parts: Sequence[TaskData],
-    parent: ChainState | None,
-    shared_head: bool,
-    store: Store,
-    threshold: float | None,
+    learned: Learned, seed: int, trained: TrainedModel, threshold: float | None
 ) -> ChainState:
-    """Runs the method's `consolidate` on the selected trial's parameters."""
-    context = context_of(config, selection.seed, parts, shared_head)
+    """Runs the `consolidate` of the method and of the regularisers on a trial's parameters."""
+    system, parent, images = learned.system, learned.parent, learned.images
+    context = context_of(learned.config, seed, learned.parts, learned.shared_head)
     start = system.method.begin(parent, context)
-    trained = read_trained(store, str(selection.trial_key))
-    data = PackData.of(parts, torch.device("cpu"))
 
-    def importance(objective: ImportanceObjective) -> Params:
-        return mean_moment(
-            system.backbone,
-            trained.params,
-            data.train,
-            data.readout,
-            start.gates,
-            list(start.trainable),
-            objective,
-            EVALUATION_BATCH,
-        )
+    def accuracies(params: Params, state: State) -> list[float]:
+        shown = ChainState(params, state)
+        return list(_accuracies(learned, shown, learned.tasks, images.validation).values())
 
-    evidence = Evidence(lambda: trained.state, importance)
-    return system.method.consolidate(start, trained.params, evidence, threshold, context)
+    evidence = TrainingEvidence(
+        system.backbone,
+        start,
+        trained.params,
+        PackData.of(learned.parts, torch.device("cpu")),
+        context.task,
+        EVALUATION_BATCH,
+        trained.activity,
+        trained.running,
+        lambda source: images.unlabelled(source, context.task),
+        accuracies,
+    )
+    state = system.method.consolidate(start, trained.params, evidence, threshold, context)
+    memory = {
+        f"{regularizer.name}.{name}": value
+        for regularizer in system.regularizers
+        for name, value in regularizer.consolidate(
+            remembered(regularizer, parent.memory if parent else {}), evidence.neuron_importance
+        ).items()
+    }
+    return replace(state, memory=memory)
 
 
-def _validation(system: System, state: ChainState, part: TaskData) -> float:
-    """The validation accuracy of the stored model on the task just learned."""
-    data = PackData.of([part], torch.device("cpu")).validation
-    gates = system.method.gates(state.state, part.task)
-    return accuracy(system.backbone, state.params, data, part.task.head, gates)
+def _validation(part: TaskData) -> DeviceData:
+    return PackData.of([part], torch.device("cpu")).validation
 
 
-def _measure(
-    system: System, state: ChainState, tasks: Sequence[Task], test: TestData
-) -> dict[str, Any]:
-    """What the stored model reaches: test accuracy on every task it answers, free neurons."""
-    tests = {}
+def _accuracies(
+    learned: Learned,
+    state: ChainState,
+    tasks: Sequence[Task],
+    samples: Callable[[Task], DeviceData],
+) -> dict[str, float]:
+    """By task number, the accuracy of a model on every task it answers."""
+    system, found = learned.system, {}
     for task in tasks:
         gates = system.method.gates(state.state, task)
         if gates is not None and head_names(task.head)[0] in state.params:
-            tests[str(task.number)] = accuracy(
-                system.backbone, state.params, test(task), task.head, gates
+            found[str(task.number)] = accuracy(
+                system.backbone, state.params, samples(task), task.head, gates
             )
-    return {"test": tests, "free": system.method.capacity(state.state)}
+    return found

@@ -29,6 +29,10 @@ class InputError(ClsearchError):
         message = f"{field}: {_SHORT.repr(value)} is not allowed. Allowed: {allowed}."
         super().__init__(f"{message} {step}".rstrip())
 
+    def under(self, section: str) -> InputError:
+        """The same error of a field within a section."""
+        return InputError(f"{section}.{self.field}", self.value, self.allowed, self.step)
+
 
 class StoreError(ClsearchError):
     """Records or checkpoints cannot be written or read (disk full, no permission, store away)."""

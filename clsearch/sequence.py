@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clsearch.commit import Commit, commit
+from clsearch.commit import Commit, Learned, commit
 from clsearch.config import Config
 from clsearch.errors import DamagedError, DepletedError, StoreError
 from clsearch.export import provenance, write_model_files
 from clsearch.files import atomic_write
+from clsearch.images import Images
 from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
@@ -28,7 +29,6 @@ from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
 from clsearch.selection import select
 from clsearch.store import Store, read_record, write_record
 from clsearch.system import System, build_scenario, build_system, check
-from clsearch.training.batch import DeviceData
 from clsearch.trial import context_of
 
 
@@ -78,9 +78,8 @@ class Search:
         self.tasks = self.scenario.tasks
         shape = self.tasks[0].shape
         self.systems = [build_system(config, i, shape) for i in range(len(config.methods))]
-        check(config, self.scenario, self.systems)
+        self.images = Images(self.scenario, check(config, self.scenario, self.systems, self.tasks))
         self.shared_head = self.scenario.incremental == "domain_incremental"
-        self._tests: dict[int, DeviceData] = {}
         self._data: dict[int, TaskData] = {}
 
     def info(self) -> SearchInfo:
@@ -188,7 +187,14 @@ class Search:
     ) -> str:
         parts = self._parts(c, data, task)
         return trial_key(
-            self.config, c.system, parts, c.commit_key, c.chain.seed, self.shared_head, hyper
+            self.config,
+            c.system,
+            parts,
+            c.commit_key,
+            c.chain.seed,
+            self.shared_head,
+            hyper,
+            {name: self.images.digests[name] for name in c.system.method.unlabelled},
         )
 
     def _known(self, trials: Mapping[Chain, Mapping[str, Any]]) -> dict[str, TrialRecord]:
@@ -307,17 +313,16 @@ class Search:
             self._end(c, selection)
             return
         seeded_by = c.history[-1].selection.trial_key if c.commit_key else None
-        c.parent = commit(
+        learned = Learned(
             self.config,
             c.system,
-            selection,
             self._parts(c, data, task),
-            [self.scenario.tasks[n] for n in range(task.number)],
+            self.tasks[: task.number],
             c.state,
             self.shared_head,
-            self.store,
-            self._test,
+            self.images,
         )
+        c.parent = commit(learned, selection, self.store)
         result = self._result(c, task, selection)
         c.history.append(result)
         self.found.results.append(result)
@@ -347,15 +352,6 @@ class Search:
         self.found.results.append(result)
         self.tracker.committed(Committed(result))
         self.progress.selected(result)
-
-    def _test(self, task: Task) -> DeviceData:
-        """A task's test samples: opened here and nowhere else, for models already selected."""
-        if task.number not in self._tests:
-            samples = self.scenario.test(task.number)
-            self._tests[task.number] = DeviceData(
-                samples.inputs, samples.labels, None, task.transform
-            )
-        return self._tests[task.number]
 
     def _write(self) -> None:
         """The selections, the accuracy matrix and the two tables of trials and scans."""

@@ -11,7 +11,8 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
@@ -127,18 +128,23 @@ class Store:
                 raise StoreError(f"cannot clean {self.root}: {error}") from error
 
 
-def dump_state(state: ChainState) -> bytes:
-    """A chain's parameters and state as one safetensors file."""
-    tensors: dict[str, Tensor] = {}
-    for prefix, part in (("params", state.params), ("state", state.state)):
-        tensors |= {f"{prefix}/{n}": v.detach().cpu().contiguous() for n, v in part.items()}
+CHAIN_PARTS, TRIAL_PARTS = ("params", "state", "memory"), ("params", "activity", "running")
+
+
+def dump_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
+    """Named groups of tensors as one safetensors file."""
+    tensors = {
+        f"{prefix}/{name}": value.detach().cpu().contiguous()
+        for prefix, part in parts.items()
+        for name, value in part.items()
+    }
     data: bytes = safetensors.torch.save({name: v.clone() for name, v in tensors.items()})
     return data
 
 
-def load_state(data: bytes) -> ChainState:
-    """Reads what `dump_state` wrote; raises `DamagedError` for anything else."""
-    parts: dict[str, dict[str, Tensor]] = {"params": {}, "state": {}}
+def load_parts(data: bytes, prefixes: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Reads what `dump_parts` wrote; raises `DamagedError` for anything else."""
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     try:
         # Sorted: safetensors gives them in a random order, and sums over them round by it.
         for name, value in sorted(safetensors.torch.load(data).items()):
@@ -147,14 +153,34 @@ def load_state(data: bytes) -> ChainState:
             parts[prefix][rest] = value.clone()
     except (SafetensorError, KeyError) as error:
         raise DamagedError(f"stored parameters cannot be read: {error}") from error
-    return ChainState(parts["params"], parts["state"])
+    return parts
 
 
-def write_record(store: Store, record: TrialRecord, trained: ChainState | None) -> None:
-    """Puts a finished trial into the journal: its record, parameters and neuron activity."""
+def dump_state(state: ChainState) -> bytes:
+    """A chain's parameters, state and memory as one safetensors file."""
+    return dump_parts({part: getattr(state, part) for part in CHAIN_PARTS})
+
+
+def load_state(data: bytes) -> ChainState:
+    """Reads what `dump_state` wrote; raises `DamagedError` for anything else."""
+    return ChainState(**load_parts(data, CHAIN_PARTS))
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What is stored of a finished trial: parameters, mean activity by unit layer, and what the
+    method kept by `after_step`."""
+
+    params: dict[str, Tensor]
+    activity: dict[str, Tensor]
+    running: dict[str, Tensor]
+
+
+def write_record(store: Store, record: TrialRecord, trained: TrainedModel | None) -> None:
+    """Puts a finished trial into the journal: its record and what it trained."""
     files = {"record.json": _json(record.to_json())}
     if trained is not None:
-        files["model.safetensors"] = dump_state(trained)
+        files["model.safetensors"] = dump_parts(vars(trained))
     store.write("trials", record.trial_key, files)
 
 
@@ -172,13 +198,12 @@ def read_record(store: Store, key: str) -> TrialRecord | None:
         raise DamagedError(f"the record of trial {key} cannot be read: {error}") from error
 
 
-def read_trained(store: Store, key: str) -> ChainState:
-    """The trained parameters of a finished trial, and as state its neurons' mean activity by unit
-    layer. Raises `DamagedError`."""
+def read_trained(store: Store, key: str) -> TrainedModel:
+    """What a finished trial trained. Raises `DamagedError`."""
     files = store.read("trials", key)
     if files is None or "model.safetensors" not in files:
         raise DamagedError(f"trial {key} has no stored parameters in {store.root}")
-    return load_state(files["model.safetensors"])
+    return TrainedModel(**load_parts(files["model.safetensors"], TRIAL_PARTS))
 
 
 def write_commit(store: Store, key: str, state: ChainState, meta: Mapping[str, Any]) -> None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
 from clsearch.config import Config, Grid, MethodConfig, Plugin, axis_values
+from clsearch.data._unlabelled import load_unlabelled
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
 from clsearch.messages import from_pydantic
@@ -19,7 +21,7 @@ from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.plugins import find
 from clsearch.regularizers.base import Regularizer
-from clsearch.scenarios.base import Scenario
+from clsearch.scenarios.base import Scenario, Task
 from clsearch.space import LEARNING_RATE, Hyper
 
 Shape = tuple[int, int, int]
@@ -118,8 +120,14 @@ def resolve(config: Config) -> Config:
     )
 
 
-def check(config: Config, scenario: Scenario, systems: Sequence[System]) -> None:
-    """Raises `InputError` for combinations and grids that cannot be searched."""
+def check(
+    config: Config, scenario: Scenario, systems: Sequence[System], tasks: Sequence[Task]
+) -> dict[str, Tensor]:
+    """Raises `InputError` for combinations, options and grids that cannot be searched.
+
+    Returns the images of the unlabelled sources that methods name, uint8 `[N, C, H, W]`.
+    """
+    unlabelled: dict[str, Tensor] = {}
     for i, system in enumerate(systems):
         if scenario.incremental not in system.method.scenarios:
             raise InputError(
@@ -129,6 +137,15 @@ def check(config: Config, scenario: Scenario, systems: Sequence[System]) -> None
                 f"{system.config.name} takes {', '.join(system.method.scenarios)} scenarios.",
             )
         _check_grid(system.config.grid, system.space, f"methods[{i}].grid")
+        options = f"methods[{i}].options"
+        try:
+            system.method.check(tasks)
+        except InputError as error:
+            raise error.under(options) from None
+        for name in system.method.unlabelled:
+            if name not in unlabelled:
+                root, scale = scenario.options.root, tasks[0].transform.scale
+                unlabelled[name] = load_unlabelled(name, tasks[0].shape, scale, root, options)
     everything = {name: hyper for system in systems for name, hyper in system.space.items()}
     _check_grid(config.search.grid, everything, "search.grid")
     for i, system in enumerate(systems):
@@ -136,6 +153,7 @@ def check(config: Config, scenario: Scenario, systems: Sequence[System]) -> None
         if count > MAX_TRIALS:
             allowed = f"grids that span at most {MAX_TRIALS} trials a task and chain"
             raise InputError(f"methods[{i}].grid", f"{count} trials", allowed)
+    return unlabelled
 
 
 def _check_grid(grid: Grid, space: Mapping[str, Hyper], field: str) -> None:

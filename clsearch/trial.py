@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from clsearch.config import Config
 from clsearch.errors import StoreError
@@ -19,7 +20,7 @@ from clsearch.pruning.scan import threshold_scan
 from clsearch.records import TrialRecord
 from clsearch.rng import generator
 from clsearch.scenarios.base import TaskData
-from clsearch.store import Store, read_record, write_record
+from clsearch.store import Store, TrainedModel, read_record, write_record
 from clsearch.system import System, build_system
 from clsearch.training.batch import PackData
 from clsearch.training.loop import EVALUATION_BATCH, Trained, train_pack
@@ -41,7 +42,18 @@ def context_of(config: Config, seed: int, parts: Sequence[TaskData], shared_head
 
 def start_on(start: Start, device: torch.device) -> Start:
     """A start's tensors on a device."""
-    return Start(*({n: v.to(device) for n, v in part.items()} for part in vars(start).values()))
+    return replace(
+        start,
+        params=on_device(start.params, device),
+        state=on_device(start.state, device),
+        trainable=on_device(start.trainable, device),
+        gates=on_device(start.gates, device),
+    )
+
+
+def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Named tensors on a device."""
+    return {name: value.to(device) for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,7 @@ class Bench:
     system: System
     context: Context
     start: Start
+    memory: dict[str, Tensor]
     data: PackData
     device: torch.device
 
@@ -68,7 +81,8 @@ class Bench:
         system = build_system(config, job.method, parts[-1].task.shape)
         context = context_of(config, job.chain.seed, parts, job.shared_head)
         start = start_on(system.method.begin(parent, context), device)
-        return cls(config, system, context, start, PackData.of(parts, device), device)
+        memory = on_device(parent.memory if parent else {}, device)
+        return cls(config, system, context, start, memory, PackData.of(parts, device), device)
 
 
 def run_pack(
@@ -113,7 +127,12 @@ def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
     """Trains a pack and writes each member's record as it ends."""
     system = bench.system
     objective = Objective(
-        system.backbone, system.method, system.regularizers, bench.start, bench.data.readout
+        system.backbone,
+        system.method,
+        system.regularizers,
+        bench.start,
+        bench.data.readout,
+        bench.memory,
     )
     begun, clock = time.time(), time.perf_counter()
     stream: Callable[[str], torch.Generator] = bench.context.generator
@@ -147,7 +166,7 @@ def _failed(job: Job, error: Exception, store: Store) -> TrialRecord:
     return record
 
 
-def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, ChainState | None]:
+def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, TrainedModel | None]:
     """The record of a trained member, its threshold scan included, and what is stored beside it."""
     layers = bench.system.backbone.unit_layers
     record = replace(
@@ -185,4 +204,4 @@ def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, Chai
         drift=method.drift(params, start.state),
         scan=scan,
     )
-    return record, ChainState(params, dict(activity))
+    return record, TrainedModel(params, dict(activity), trained.running)

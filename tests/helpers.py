@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from clsearch.data._idx import IdxSource
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import RawData, Samples, Source
 from clsearch.errors import InputError
-from clsearch.methods.base import ChainState, Context, Evidence, Start
-from clsearch.methods.base import ImportanceObjective as Importance
+from clsearch.methods.base import ChainState, Context, Start
 from clsearch.models.base import Params
 from clsearch.plugins import discover
 from clsearch.protocols import Committed, Job, SearchInfo
@@ -32,9 +31,9 @@ from clsearch.scenarios.base import InputTransform, Scenario, Task, TaskData
 from clsearch.store import Store, read_commit
 from clsearch.system import System, build_system
 from clsearch.training.batch import PackData, Readout, answer
-from clsearch.training.importance import mean_moment
+from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import Trained, train_pack
-from clsearch.training.step import Objective
+from clsearch.training.step import Objective, remembered
 from clsearch.trial import context_of, run_pack
 
 SOURCES = discover("clsearch.data", Source)
@@ -145,29 +144,45 @@ class Learner:
         return self.method.begin(None if alone else parent, self.context(number))
 
     def train(
-        self, start: Start, number: int, hypers: Sequence[dict[str, float]] | None = None
+        self,
+        start: Start,
+        number: int,
+        hypers: Sequence[dict[str, float]] | None = None,
+        memory: Mapping[str, Tensor] | None = None,
     ) -> list[Trained]:
         """The members of one pack, by number."""
         data = self.data(number)
         objective = Objective(
-            self.system.backbone, self.method, self.system.regularizers, start, data.readout
-        )
+            self.system.backbone, self.method, self.system.regularizers, start, data.readout,
+            memory or {},
+        )  # fmt: skip
         generators = self.context(number).generator
         hypers = hypers or [self.defaults]
         members = train_pack(objective, hypers, data, self.config.training, generators)
         return sorted(members, key=lambda trained: trained.member)
 
-    def evidence(self, start: Start, params: Params, number: int) -> Evidence:
+    def evidence(
+        self, start: Start, params: Params, number: int, running: Mapping[str, Tensor] | None = None
+    ) -> TrainingEvidence:
         data, backbone = self.data(number), self.system.backbone
 
-        def importance(objective: Importance) -> Params:
-            names = list(start.trainable)
-            return mean_moment(
-                backbone, params, data.train, data.readout, start.gates, names, objective, 8
-            )
+        def unlabelled(source: str) -> Tensor:
+            return data.validation.inputs
+
+        def accuracies(params: Params, state: dict[str, Tensor]) -> list[float]:
+            chain = ChainState(params, state)
+            return [self.accuracy(chain, n) for n in range(1, number + 1)]
 
         activity = mean_activity(backbone, params, data.train, start.gates, 8)
-        return Evidence(lambda: activity, importance)
+        return TrainingEvidence(
+            backbone, start, params, data, self.tasks[number - 1].task, 8, activity,
+            running or {}, unlabelled, accuracies,
+        )  # fmt: skip
+
+    def accuracy(self, state: ChainState, number: int) -> float:
+        """On a task's validation samples."""
+        right = self.logits(state, number).argmax(1) == self.tasks[number - 1].validation.labels
+        return float(right.float().mean())
 
     def learn(
         self,
@@ -179,11 +194,21 @@ class Learner:
     ) -> ChainState:
         """A task begun, trained and consolidated."""
         start = self.begin(parent, number)
-        trained = self.train(start, number, hypers)[member]
+        memory = parent.memory if parent else {}
+        trained = self.train(start, number, hypers, memory)[member]
         assert trained.params is not None, trained.reason
         params = {**start.params, **trained.params}
-        evidence = self.evidence(start, params, number)
-        return self.method.consolidate(start, params, evidence, threshold, self.context(number))
+        evidence = self.evidence(start, params, number, trained.running)
+        state = self.method.consolidate(start, params, evidence, threshold, self.context(number))
+        memory = {
+            f"{regularizer.name}.{name}": value
+            for regularizer in self.system.regularizers
+            for name, value in regularizer.consolidate(
+                remembered(regularizer, parent.memory if parent else {}),
+                evidence.neuron_importance,
+            ).items()
+        }
+        return replace(state, memory=memory)
 
     def logits(self, state: ChainState, number: int) -> Tensor:
         """The answers of a chain to a task's validation samples, `[N, classes]`."""

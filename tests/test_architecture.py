@@ -18,7 +18,17 @@ SOURCES = {
 ROOMS = [
     *("errors", "rng", "records", "space", "plugins", "files", "messages", "config"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
-    *("metrics", "selection", "system", "store", "protocols", "trial", "search", "commit"),
+    *(
+        "metrics",
+        "selection",
+        "system",
+        "store",
+        "protocols",
+        "trial",
+        "search",
+        "images",
+        "commit",
+    ),
     *("audit", "outbox", "tracking", "export", "report", "sequence"),
     *("folder", "progress", "doctor", "run", "cli", "reference", "__main__"),
 ]

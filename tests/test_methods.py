@@ -6,6 +6,7 @@ A new method file is picked up by being there: nothing has to be added here.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from clsearch.errors import DepletedError, InputError
 from clsearch.methods._anchor import AnchorOptions, QuadraticAnchor
-from clsearch.methods.base import ChainState, Evidence, ImportanceObjective, Method, Start
+from clsearch.methods.base import ChainState, Method, Start
 from clsearch.methods.mas import MAS
 from clsearch.models.base import Params, Tap, head_names
 from clsearch.models.mlp import MLP, MLPOptions
@@ -27,6 +28,7 @@ from clsearch.regularizers.base import Regularizer
 from clsearch.scenarios.base import InputTransform
 from clsearch.store import dump_state, load_state
 from clsearch.training.batch import DeviceData, Readout, answer
+from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.importance import mean_moment
 
 METHODS: dict[str, type[Method]] = discover("clsearch.methods", Method)
@@ -66,6 +68,28 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def unchanged(before: list[Tensor], after: list[Tensor]) -> bool:
     return len(before) == len(after) and all(map(torch.equal, before, after))
+
+
+@dataclass(frozen=True)
+class RecordedEvidence(TrainingEvidence):
+    """Evidence that keeps what it gave away."""
+
+    seen: list[Params] = field(default_factory=list)
+
+    def importance(self, *arguments: Any, **options: Any) -> Params:
+        self.seen.append(super().importance(*arguments, **options))
+        return self.seen[-1]
+
+
+class Given(RecordedEvidence):
+    """Evidence of a given importance."""
+
+    def __init__(self, found: Params) -> None:
+        object.__setattr__(self, "found", found)
+
+    def importance(self, *arguments: Any, **options: Any) -> Params:
+        found: Params = vars(self)["found"]
+        return found
 
 
 # --- the contract --------------------------------------------------------------------------------
@@ -127,16 +151,10 @@ def test_hooks_change_none_of_their_inputs(name: str, shared: bool) -> None:
     assert trained is not None
     params = {**start.params, **trained}
     evidence = chain.evidence(start, params, 2)
-    seen: list[Params] = []
-
-    def importance(objective: ImportanceObjective) -> Params:
-        seen.append(evidence.importance(objective))
-        return seen[-1]
-
-    activity = dict(evidence.activity())
-    given = Evidence(lambda: activity, importance)
+    given = RecordedEvidence(**vars(evidence))
+    activity = dict(given.activity())
     hyper = {n: torch.tensor(v) for n, v in chain.defaults.items()}
-    inputs = (parent, start, params, activity, hyper)
+    inputs = (parent, start, params, activity, dict(given.running), hyper)
     before = [t.clone() for t in tensors(*inputs)]
 
     chain.begin(parent, 2)
@@ -151,14 +169,16 @@ def test_hooks_change_none_of_their_inputs(name: str, shared: bool) -> None:
     chain.method.drift(params, start.state)
     chain.method.prunable(start.state)
     state = chain.method.consolidate(start, params, given, 0.05, chain.context(2))
-    first = [[t.clone() for t in part.values()] for part in seen]
+    first = [[t.clone() for t in part.values()] for part in given.seen]
     after = [t.clone() for t in tensors(state)]
     chain.method.gates(state.state, chain.tasks[1].task)
     chain.method.capacity(state.state)
     assert unchanged(before, tensors(*inputs))
     again = chain.method.consolidate(start, params, given, 0.05, chain.context(2))
     assert unchanged(after, tensors(again))
-    assert all(unchanged(old, list(new.values())) for old, new in zip(first, seen, strict=False))
+    assert all(
+        unchanged(old, list(new.values())) for old, new in zip(first, given.seen, strict=False)
+    )
 
 
 @everywhere
@@ -474,7 +494,7 @@ def test_accumulated_importance_by_hand(
     for number, (new, total) in enumerate(zip([1.0, 4.0, 6.0], wanted, strict=True), start=1):
         params = {"w": torch.full((2,), float(number)), "b": torch.zeros(1)}
         found = {"w": torch.full((2,), new), **({"b": torch.tensor([7.0])} if number == 3 else {})}
-        given = Evidence(dict, lambda objective, found=found: found)
+        given = Given(found)
         start = Start(params, state, {})
         state = chain.method.consolidate(start, params, given, None, chain.context(1)).state
         torch.testing.assert_close(state["importance.w"], torch.full((2,), total))

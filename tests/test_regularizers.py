@@ -87,7 +87,7 @@ def test_analytic_gradient_is_autograds(name: str, options: dict[str, Any]) -> N
     for k in range(MEMBERS):
         leaves = {n: v[k].clone().requires_grad_() for n, v in params.items()}
         own = {n: v[k] for n, v in hyper.items()}
-        value = regularizer.penalty(leaves, activations(leaves), own)
+        value = regularizer.penalty(leaves, activations(leaves), {}, own)
         assert value.shape == ()
         found: Any = [None] * len(leaves)
         if value.requires_grad:
@@ -102,7 +102,7 @@ def test_zero_strength_is_nothing(name: str, options: dict[str, Any]) -> None:
     regularizer, params = made(name, options), stack()
     hyper = {n: torch.zeros(MEMBERS) for n in regularizer.space} | {"lr": torch.ones(MEMBERS)}
     one = {n: v[0] for n, v in params.items()}
-    value = regularizer.penalty(one, activations(one), {n: v[0] for n, v in hyper.items()})
+    value = regularizer.penalty(one, activations(one), {}, {n: v[0] for n, v in hyper.items()})
     assert float(value) == 0.0
     before = {n: v.clone() for n, v in params.items()}
     if regularizer.analytic:
@@ -121,7 +121,7 @@ def test_changes_none_of_its_inputs(name: str, options: dict[str, Any]) -> None:
     seen = activations(one)
     parts = [params, hyper, seen]
     before = [{n: v.clone() for n, v in part.items()} for part in parts]
-    regularizer.penalty(one, seen, {n: v[0] for n, v in hyper.items()})
+    regularizer.penalty(one, seen, {}, {n: v[0] for n, v in hyper.items()})
     if regularizer.analytic:
         regularizer.add_gradient({n: torch.zeros_like(v) for n, v in params.items()}, params, hyper)
     for part, old in zip(parts, before, strict=True):
@@ -143,7 +143,9 @@ def test_an_overridden_update_is_called_unless_its_class_says_otherwise() -> Non
     class Shrink(Regularizer):
         name = "shrink"
 
-        def penalty(self, params: Any, activations: Any, hyper: Any) -> torch.Tensor:
+        def penalty(
+            self, params: Any, activations: Any, importance: Any, hyper: Any
+        ) -> torch.Tensor:
             return torch.zeros(())
 
         def after_update(self, params: Any, hyper: Any) -> None:
@@ -189,8 +191,8 @@ def l1(**options: Any) -> L1Param:
 def test_l1_penalty_and_gradient_by_hand() -> None:
     """0.1 · (2·6 + 0.5·2) = 1.3 with factors 2 and 0.5; 0.1 · (6 + 2) = 0.8 without."""
     hyper = {"l1": torch.tensor(0.1)}
-    assert float(l1(layers=[2.0, 0.5]).penalty(WEIGHTS, {}, hyper)) == pytest.approx(1.3)
-    assert float(l1().penalty(WEIGHTS, {}, hyper)) == pytest.approx(0.8)
+    assert float(l1(layers=[2.0, 0.5]).penalty(WEIGHTS, {}, {}, hyper)) == pytest.approx(1.3)
+    assert float(l1().penalty(WEIGHTS, {}, {}, hyper)) == pytest.approx(0.8)
     wide = {n: v.expand(2, *v.shape) for n, v in WEIGHTS.items()}
     grads = {n: torch.zeros(v.shape) for n, v in wide.items()}
     l1(layers=[2.0, 0.5]).add_gradient(grads, wide, {"l1": torch.tensor([0.1, 1.0])})
@@ -211,7 +213,7 @@ def test_l1_proximal_step_by_hand() -> None:
     assert stacked["head.0.weight"][0].tolist() == [[0.0, -1.0]]
     assert stacked["fc1.bias"][0].tolist() == [100.0, 100.0]
     assert all(torch.equal(stacked[n][1], WEIGHTS[n]) for n in WEIGHTS)  # lr 0 cuts nothing
-    assert float(regularizer.penalty(WEIGHTS, {}, {"l1": torch.tensor(1.0)})) == 0.0
+    assert float(regularizer.penalty(WEIGHTS, {}, {}, {"l1": torch.tensor(1.0)})) == 0.0
 
 
 def test_l1_proximal_training_reaches_exact_zeros_and_gradient_does_not() -> None:

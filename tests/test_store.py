@@ -19,6 +19,7 @@ from clsearch.records import ScanPoint, TrialRecord
 from clsearch.store import (
     MANIFEST,
     Store,
+    TrainedModel,
     dump_state,
     load_state,
     read_commit,
@@ -65,7 +66,12 @@ def state() -> ChainState:
     return ChainState(
         {"fc1.weight": torch.arange(6.0).view(2, 3).T, "odd": odd},
         {"mask": torch.tensor([True, False]), "tasks": torch.tensor(3), "f": odd.double()},
+        {"slni.fc1": torch.rand(4, generator=torch.Generator().manual_seed(0))},
     )
+
+
+def trained() -> TrainedModel:
+    return TrainedModel(state().params, {"fc1": torch.arange(3.0)}, {"path.w": torch.ones(2, 2)})
 
 
 def test_a_bundle_comes_back(store: Store) -> None:
@@ -87,17 +93,21 @@ def test_a_bundle_holds_its_files_and_a_manifest_alone(store: Store) -> None:
 
 
 def test_records_and_states_come_back_exactly(store: Store) -> None:
-    write_record(store, record(), state())
+    given = trained()
+    write_record(store, record(), given)
     assert read_record(store, "k" * 32) == record()
-    trained = read_trained(store, "k" * 32)
-    for part in ("params", "state"):
-        wanted, got = getattr(state(), part), getattr(trained, part)
-        assert wanted.keys() == got.keys()
-        for name, value in wanted.items():
-            assert got[name].dtype == value.dtype
-            assert got[name].shape == value.shape
-            assert got[name].numpy().tobytes() == value.contiguous().numpy().tobytes()
     write_commit(store, "c", state(), {"test": {"1": 0.1 + 0.2}, "free": None})
+    chain, _ = read_commit(store, "c") or (None, None)
+    pairs = [(given, read_trained(store, "k" * 32)), (state(), chain)]
+    for before, after in pairs:
+        assert vars(before).keys() == vars(after).keys()
+        for part, wanted in vars(before).items():
+            got = getattr(after, part)
+            assert wanted.keys() == got.keys()
+            for name, value in wanted.items():
+                assert got[name].dtype == value.dtype
+                assert got[name].shape == value.shape
+                assert got[name].numpy().tobytes() == value.contiguous().numpy().tobytes()
     assert (read_commit(store, "c") or (0, 0))[1] == {"test": {"1": 0.1 + 0.2}, "free": None}
     assert read_commit(store, "d") is None
     with pytest.raises(DamagedError, match="no stored parameters"):
@@ -125,7 +135,7 @@ def test_a_failed_trial_has_a_record_and_no_parameters(store: Store) -> None:
 
 @pytest.mark.parametrize("name", ["record.json", "model.safetensors"])
 def test_every_flipped_cut_or_missing_file_is_damage(store: Store, name: str) -> None:
-    write_record(store, record(), state())
+    write_record(store, record(), trained())
     file = bundle(store) / name
     whole = file.read_bytes()
     for at in (0, len(whole) // 2, len(whole) - 1):
@@ -145,7 +155,7 @@ def test_every_flipped_cut_or_missing_file_is_damage(store: Store, name: str) ->
 
 def test_any_flipped_byte_of_a_manifest_is_damage_or_harmless(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    write_record(store, record(), state())
+    write_record(store, record(), trained())
     file = bundle(store) / MANIFEST
     whole = file.read_bytes()
     damaged = 0
@@ -164,7 +174,7 @@ def test_any_flipped_byte_of_a_manifest_is_damage_or_harmless(tmp_path: Path) ->
 )  # fmt: skip
 def test_any_wrong_manifest_is_damage(tmp_path: Path, text: str) -> None:
     store = Store(str(tmp_path))
-    write_record(store, record(), state())
+    write_record(store, record(), trained())
     write_commit(store, "c", state(), {})
     for kind in ("trials", "commits"):
         (file,) = (tmp_path / kind).rglob(MANIFEST)

@@ -289,7 +289,8 @@ def test_joint_loss_is_that_of_every_task_with_its_own_head() -> None:
     batch = data.train.batch(index)
     hyper = {"lr": torch.tensor([0.1])}
     stack = {n: start.params[n].unsqueeze(0).clone() for n in start.trainable}
-    grads, losses = objective.gradient()(stack, hyper, batch)
+    gradient = objective.gradient()(stack, hyper, batch)
+    grads, losses = gradient.whole, gradient.losses
     leaves = {n: v.clone().requires_grad_() for n, v in start.params.items()}
     total = torch.zeros(())
     for i in index.tolist():

@@ -6,8 +6,8 @@ out. What a task leaves behind is a `ChainState`; what the next task starts from
 
 from __future__ import annotations
 
-from abc import ABC
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -32,10 +32,14 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ChainState:
-    """A chain after a task: every parameter of the network, and what the method remembers."""
+    """A chain after a task: every parameter of the network, and what is remembered beside it.
+
+    `state` is the method's own; `memory` that of the regularisers, as `<regulariser>.<name>`.
+    """
 
     params: Params
     state: State = field(default_factory=dict)
+    memory: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,16 @@ class Start:
     """Where the trials of a task start, shared by the members of a pack.
 
     `trainable` names what may change, each with a bool mask that broadcasts to the parameter;
-    a parameter not named is frozen. `gates` silence neurons while this task trains.
+    a parameter not named is frozen. `gates` silence neurons while this task trains. For the first
+    `warm_up` epochs only the parameters named in `alone` are trained.
     """
 
     params: Params
     state: State
     trainable: dict[str, Tensor]
     gates: dict[str, Tensor] = field(default_factory=dict)
+    alone: tuple[str, ...] = ()
+    warm_up: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,28 +75,60 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What the training data of a finished task shows of its model, for `consolidate`.
-
-    `activity()` is each neuron's mean activation over the training set, by unit layer (CLNP
-    §2.2). `importance(objective)` is the mean over training samples of the per-sample gradients,
-    by trainable parameter, |·| or squared as the objective says.
-    """
-
-    activity: Callable[[], Mapping[str, Tensor]]
-    importance: Callable[[ImportanceObjective], Params]
-
-
-@dataclass(frozen=True)
 class ImportanceObjective:
-    """A scalar of each sample whose gradient measures importance.
+    """What is differentiated, sample by sample, to measure the importance of parameters.
 
-    `value` maps logits `[B, classes]` and labels `[B]` to `[B]`; `moment` says what is averaged
-    over samples: the gradient's magnitude or its square.
+    `value` maps logits `[B, classes]` and labels `[B]` to `[B]`, or to `[B, P]` for P scalars
+    whose moments add up; `moment` says what is averaged over samples: the gradient's magnitude or
+    its square. With `local` each layer is differentiated by itself, its input held fixed, and the
+    scalar is the squared norm of its output: `value` then sees the logits as the last layer's.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     moment: Literal["magnitude", "square"]
+    local: bool = False
+
+
+class Evidence(ABC):
+    """What the data of a finished task shows of its model, for `consolidate`.
+
+    `running` holds what the selected trial kept by `Method.after_step`, by name.
+    """
+
+    running: Mapping[str, Tensor]
+
+    @abstractmethod
+    def activity(self) -> Mapping[str, Tensor]:
+        """By unit layer, `[units]`: each neuron's mean activity over the training set (CLNP
+        §2.2)."""
+
+    @abstractmethod
+    def importance(
+        self, objective: ImportanceObjective, source: str = "train", classes: Sequence[str] = ()
+    ) -> Params:
+        """The mean over samples of the per-sample gradients' moment, by trainable parameter.
+
+        `source` names the images: `train`, `test-inputs`, or an unlabelled source that
+        `Method.unlabelled` names. `classes` restricts them to the training samples of some
+        classes.
+        """
+
+    @abstractmethod
+    def neuron_importance(self) -> dict[str, Tensor]:
+        """α by unit layer, `[units]`: the mean magnitude of the loss's gradient at each neuron
+        (SLNI eq. 5)."""
+
+    @abstractmethod
+    def features(self) -> tuple[Tensor, Tensor]:
+        """What the output layer reads, `[N, features]`, and the labels `[N]`, of the training
+        set."""
+
+    @abstractmethod
+    def validation(self, params: Params, state: State) -> list[float]:
+        """The accuracy on the kept validation samples of every task so far, by other parameters.
+
+        A method that asks for it keeps old data, and says so.
+        """
 
 
 class MethodOptions(BaseModel):
@@ -104,6 +143,7 @@ class Method(ABC):
     `space` declares hyperparameters beyond `lr`; `regularizers` names those that belong to the
     method. `analytic` says that `add_gradient` is written; otherwise autograd differentiates
     `penalty`. `prunes`: the selected model is pruned at the selected threshold.
+    `distils`: `targets` and `distillation` are written. `tracks`: `running` and `after_step` are.
     `independent`: every task has a model of its own, and no parent. `uses_all_tasks`: trains on
     the data of all tasks so far, a reference and not a continual learner. `version` is part of
     every trial's key: raise it when the method's arithmetic changes.
@@ -117,11 +157,21 @@ class Method(ABC):
     scenarios: ClassVar[tuple[Incremental, ...]] = ("task_incremental", "domain_incremental")
     analytic: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
+    distils: ClassVar[bool] = False
+    tracks: ClassVar[bool] = False
     independent: ClassVar[bool] = False
     uses_all_tasks: ClassVar[bool] = False
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         self.options, self.backbone = options, backbone
+
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The unlabelled sources that `consolidate` asks for, by name or path."""
+        return ()
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises `InputError` for options that do not fit the tasks of the sequence."""
 
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         """Parameters, state and trainable masks to start a task from.
@@ -146,6 +196,39 @@ class Method(ABC):
     ) -> None:
         """Adds the gradient of `penalty` to `grads` in place: stacked `[K, …]`, hyper `[K]`."""
         raise TypeError(f"{self.name} gives no analytic gradient")
+
+    def targets(self, start: Start, features: Tensor) -> dict[str, Tensor]:
+        """What the network before training says of samples, `[B, …]` by name, to be kept to.
+
+        `features` `[B, units]` are what its output layers read.
+        """
+        return {}
+
+    def distillation(
+        self,
+        params: Mapping[str, Tensor],
+        features: Tensor,
+        targets: Mapping[str, Tensor],
+        start: Start,
+        hyper: Hypers,
+    ) -> Tensor:
+        """The 0-d term that keeps one member's answers on a batch to `targets`; autograd
+        differentiates it. `features` `[B, units]` are the member's own."""
+        return hyper["lr"].new_zeros(())
+
+    def running(self, stack: Mapping[str, Tensor]) -> State:
+        """The running quantities of a pack at its start, `[K, …]`, for `after_step`."""
+        return {}
+
+    def after_step(
+        self,
+        running: State,
+        gradient: Mapping[str, Tensor],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+    ) -> None:
+        """Updates `running` in place after a step. All are stacked `[K, …]`; `gradient` is that
+        of the cross-entropy alone, `before` and `after` the parameters around the step."""
 
     def drift(self, params: Params, state: State) -> float:
         """Importance-weighted distance from the anchor `Σ Ω (θ − θ*)²`; 0 without importance."""

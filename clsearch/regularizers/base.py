@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -27,7 +27,8 @@ class Regularizer(ABC):
 
     `penalty` is the definition, for one member, and autograd takes its gradient. A regulariser of
     the weights alone may also give the gradient itself: set `analytic` and write `add_gradient`;
-    the contract suite compares the two. `version` is part of every trial's key: raise it when the
+    the contract suite compares the two. `strength` names the hyperparameter that is its factor: at
+    0 the term vanishes. `version` is part of every trial's key: raise it when the
     term changes.
     """
 
@@ -36,15 +37,32 @@ class Regularizer(ABC):
     Options: ClassVar[type[RegularizerOptions]] = RegularizerOptions
     space: ClassVar[dict[str, Hyper]] = {}
     analytic: ClassVar[bool] = False
+    strength: ClassVar[str]
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         self.options, self.backbone = options, backbone
 
     @abstractmethod
     def penalty(
-        self, params: Mapping[str, Tensor], activations: Mapping[str, Tensor], hyper: Hypers
+        self,
+        params: Mapping[str, Tensor],
+        activations: Mapping[str, Tensor],
+        importance: Mapping[str, Tensor],
+        hyper: Hypers,
     ) -> Tensor:
-        """The 0-d term of one member: its trained parameters, its activations `[B, units, …]`."""
+        """The 0-d term of one member: its trained parameters, its activations `[B, units, …]`.
+
+        `importance` is what `consolidate` returned after the task before; empty at first.
+        """
+
+    def consolidate(
+        self, importance: Mapping[str, Tensor], neurons: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What to remember after a task, given what was remembered before.
+
+        `neurons()` is the neuron importance α of the task, by unit layer `[units]` (SLNI eq. 5).
+        """
+        return {}
 
     @property
     def updates(self) -> bool:

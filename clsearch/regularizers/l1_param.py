@@ -40,6 +40,7 @@ class L1Param(Regularizer):
         "l1": Hyper(1e-5, (0.0, 1e-6, 1e-5, 1e-4), "Strength of the L1 norm of the weights.")
     }
     analytic: ClassVar[bool] = True
+    strength: ClassVar[str] = "l1"
 
     def __init__(self, options: L1ParamOptions, backbone: Backbone) -> None:
         super().__init__(options, backbone)
@@ -62,7 +63,11 @@ class L1Param(Regularizer):
                     yield name, factor
 
     def penalty(
-        self, params: Mapping[str, Tensor], activations: Mapping[str, Tensor], hyper: Hypers
+        self,
+        params: Mapping[str, Tensor],
+        activations: Mapping[str, Tensor],
+        importance: Mapping[str, Tensor],
+        hyper: Hypers,
     ) -> Tensor:
         total = hyper["l1"].new_zeros(())
         if self.options.mode == "gradient":

@@ -38,11 +38,13 @@ def trial_key(
     seed: int,
     shared_head: bool,
     hyperparameters: Hyperparameters,
+    unlabelled: Mapping[str, str] | None = None,
 ) -> str:
     """The content key of a trial: whatever can change its result is in it, and nothing else.
 
     That is: the experiment's name (it names the randomness), the seed, the chain's label, method,
-    regularisers and backbone with their versions and options, training, the resolution of the
+    regularisers and backbone with their versions and options, the digests of the `unlabelled`
+    sources that the method looks at, training, the resolution of the
     scan, the task with the digest of its data and its head rule, the parent's commit and the
     version of the code's arithmetic. The margin, the rest of the grid, resources and tracking are
     not.
@@ -61,6 +63,7 @@ def trial_key(
         "shared_head": shared_head,
         "parent": parent,
         "hyperparameters": dict(hyperparameters),
+        "unlabelled": dict(unlabelled or {}),
     }
     return digest(content)
 

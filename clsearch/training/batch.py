@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -54,11 +54,13 @@ class Batch:
     """Normalised images `x` float32 `[B, C, H, W]`, labels `y` int64 `[B]`.
 
     `group` int64 `[B]` says which task each sample is of, where the readout has several heads.
+    `targets` `[B, …]` by name are what a method that distils keeps the samples' answers to.
     """
 
     x: Tensor
     y: Tensor
     group: Tensor | None = None
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
 
 def answer(
@@ -80,12 +82,16 @@ def answer(
 
 @dataclass(frozen=True)
 class DeviceData:
-    """One split on one device: `inputs` uint8 `[N, C, H, W]`, `labels` int64 `[N]`."""
+    """One split on one device: `inputs` uint8 `[N, C, H, W]`, `labels` int64 `[N]`.
+
+    `targets` `[N, …]` by name: see `Batch`.
+    """
 
     inputs: Tensor
     labels: Tensor
     group: Tensor | None
     transform: InputTransform
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -94,7 +100,9 @@ class DeviceData:
         """The samples at `index` int64 `[B]`, normalised."""
         pixels = self.inputs.index_select(0, index)
         group = None if self.group is None else self.group.index_select(0, index)
-        return Batch(self.transform.normalise(pixels), self.labels.index_select(0, index), group)
+        labels = self.labels.index_select(0, index)
+        targets = {name: value.index_select(0, index) for name, value in self.targets.items()}
+        return Batch(self.transform.normalise(pixels), labels, group, targets)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All samples in order, `size` at a time."""

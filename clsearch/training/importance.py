@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.base import Backbone, Gates, Params, Tap, head_names
@@ -26,7 +27,7 @@ def mean_moment(
     objective: ImportanceObjective,
     batch_size: int,
 ) -> Params:
-    """`1/N Σ_k m(∂objective(x_k)/∂θ)` of each named parameter, m the magnitude or the square.
+    """`1/N Σ_k Σ_p m(∂objective_p(x_k)/∂θ)` of each named parameter, m the magnitude or the square.
 
     Gradients are of single samples, never of a batch's mean (EWC: Kirkpatrick et al. 2017; MAS
     eq. 2), so the result does not depend on `batch_size` but for rounding. Dense layers take a
@@ -52,10 +53,9 @@ def mean_moment(
                     total[name] += value
     if rest:
         for batch in data.batches(PER_SAMPLE_BATCH):
-            for name, value in _sample_by_sample(
-                backbone, own, batch, readout, gates, rest, objective
-            ).items():
-                total[name] += moment(value).sum(0)
+            for grads in _sample_by_sample(backbone, own, batch, readout, gates, rest, objective):
+                for name, value in grads.items():
+                    total[name] += moment(value).sum(0)
     return {name: (value / len(data)).float() for name, value in total.items()}
 
 
@@ -83,6 +83,43 @@ def _dense_layers(
     return {name: module for name, module in dense.items() if calls.get(name) == [2]}
 
 
+class _LocalTap(Tap):
+    """Cuts the network at each unit layer; `norms` `[B]` adds up the layers' squared norms."""
+
+    norms: Tensor | float = 0.0
+
+    def __call__(self, layer: str, activation: Tensor) -> Tensor:
+        activation = super().__call__(layer, activation)
+        self.norms = self.norms + activation.square().flatten(1).sum(1)
+        return activation.detach()
+
+
+def _scalars(
+    backbone: Backbone,
+    params: Mapping[str, Tensor],
+    batch: Batch,
+    readout: Readout,
+    gates: Gates | None,
+    objective: ImportanceObjective,
+    leaf: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The objective's scalars `[B, P]`, and what they came by: features and logits.
+
+    `leaf`: the logits may be the first to need a gradient.
+    """
+    tap = _LocalTap(gates) if objective.local else Tap(gates)
+    body = {name: params[name] for name, _ in backbone.named_parameters()}
+    features = functional_call(backbone, body, (batch.x, tap))
+    logits = linear(features, *readout.weights(params))
+    if leaf and not logits.requires_grad:
+        logits.requires_grad_()
+    value = objective.value(readout.mask(logits, batch.group), batch.y)
+    value = value.unsqueeze(1) if value.ndim == 1 else value
+    if isinstance(tap, _LocalTap):
+        value = value + torch.as_tensor(tap.norms).unsqueeze(-1)
+    return value, features, logits
+
+
 def _closed_form(
     backbone: Backbone,
     dense: Mapping[str, nn.Module],
@@ -108,23 +145,23 @@ def _closed_form(
     handles = [module.register_forward_hook(keep(name)) for name, module in dense.items()]
     try:
         with torch.enable_grad():
-            body = {n: params[n] for n, _ in backbone.named_parameters()}
-            features = functional_call(backbone, body, (batch.x, Tap(gates)))
-            weight, bias = readout.weights(params)
-            logits = linear(features, weight, bias)
-            if not logits.requires_grad:
-                logits.requires_grad_()
+            values, features, logits = _scalars(
+                backbone, params, batch, readout, gates, objective, leaf=True
+            )
             seen[f"head.{readout.heads[0]}"] = (features, logits)
-            value = objective.value(logits, batch.y).sum()
-            deltas = torch.autograd.grad(value, [output for _, output in seen.values()])
+            outputs = [output for _, output in seen.values()]
+            passes = [
+                torch.autograd.grad(value, outputs, retain_graph=True) for value in values.sum(0)
+            ]
     finally:
         for handle in handles:
             handle.remove()
     result: Params = {}
-    for (name, (inputs, _)), delta in zip(seen.items(), deltas, strict=True):
-        m_delta = moment(delta)
-        result[f"{name}.weight"] = m_delta.T @ moment(inputs.detach())
-        result[f"{name}.bias"] = m_delta.sum(0)
+    for i, (name, (inputs, _)) in enumerate(seen.items()):
+        deltas = sum(moment(deltas[i]) for deltas in passes)
+        assert isinstance(deltas, Tensor)
+        result[f"{name}.weight"] = deltas.T @ moment(inputs.detach())
+        result[f"{name}.bias"] = deltas.sum(0)
     return result
 
 
@@ -136,15 +173,62 @@ def _sample_by_sample(
     gates: Gates | None,
     names: Sequence[str],
     objective: ImportanceObjective,
-) -> Params:
-    """The gradient of every sample of a batch, `[B, …]` for each name."""
+) -> Iterator[Params]:
+    """The gradient of every sample of a batch, `[B, …]` by name, for each scalar in turn."""
 
-    def one(own: Params, x: Tensor, y: Tensor, group: Tensor | None) -> Tensor:
-        of_one = None if group is None else group[None]
-        logits, _ = answer(backbone, {**params, **own}, x[None], readout, gates, of_one)
-        return objective.value(logits, y[None])[0]
+    def scalars(own: Params, x: Tensor, y: Tensor, group: Tensor | None) -> Tensor:
+        one = Batch(x[None], y[None], None if group is None else group[None])
+        values, _, _ = _scalars(backbone, {**params, **own}, one, readout, gates, objective)
+        return values[0]
 
+    inputs = (batch.x, batch.y, batch.group)
+    own = {name: params[name] for name in names}
+    with torch.no_grad():
+        group = None if batch.group is None else batch.group[0]
+        count = len(scalars(own, batch.x[0], batch.y[0], group))
     in_dims = (None, 0, 0, None if batch.group is None else 0)
-    per_sample = vmap(grad(one), in_dims=in_dims)
-    grads: Params = per_sample({n: params[n] for n in names}, batch.x, batch.y, batch.group)
-    return grads
+    for i in range(count):
+
+        def one(*arguments: Any, i: int = i) -> Tensor:
+            return scalars(*arguments)[i]
+
+        yield vmap(grad(one), in_dims=in_dims)(own, *inputs)
+
+
+class _GradientTap(Tap):
+    """Makes the activation of every unit layer one that a gradient can be taken at."""
+
+    def __call__(self, layer: str, activation: Tensor) -> Tensor:
+        if not activation.requires_grad:
+            activation = activation.detach().requires_grad_()
+        return super().__call__(layer, activation)
+
+
+def neuron_importance(
+    backbone: Backbone,
+    params: Params,
+    data: DeviceData,
+    readout: Readout,
+    gates: Gates | None,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """α by unit layer, float32 `[units]`: `1/M Σ_m ‖∂L(y_m, f(x_m))/∂n_i‖` (SLNI eq. 5).
+
+    L is the cross-entropy of one sample; a channel's norm is over space. Accumulates in float64.
+    """
+    body = {name: params[name].detach() for name, _ in backbone.named_parameters()}
+    total: dict[str, Tensor] = {}
+    for batch in data.batches(batch_size):
+        with torch.enable_grad():
+            tap = _GradientTap(gates)
+            features = functional_call(backbone, body, (batch.x, tap))
+            logits = readout.mask(linear(features, *readout.weights(params)), batch.group)
+            loss = cross_entropy(logits, batch.y, reduction="sum")
+            found = torch.autograd.grad(loss, list(tap.activations.values()))
+        for layer, gradient in zip(tap.activations, found, strict=True):
+            gate = (gates or {}).get(layer)
+            norms = gradient.flatten(2).norm(dim=2) if gradient.ndim > 2 else gradient.abs()
+            mean = norms.sum(0, dtype=torch.float64) / len(data)
+            mean = mean if gate is None else mean * gate
+            total[layer] = total[layer] + mean if layer in total else mean
+    return {layer: value.float() for layer, value in total.items()}

@@ -22,6 +22,7 @@ class Trained:
     """What became of one member: `params` are its trained parameters, or None with a `reason`.
 
     `curve` holds the validation accuracy (fraction) after each epoch; `accuracy` that of `params`.
+    `running` is what the method kept by `after_step`, as it was with these `params`.
     """
 
     member: int
@@ -29,6 +30,7 @@ class Trained:
     accuracy: float | None
     reason: str = ""
     curve: list[float] = field(default_factory=list)
+    running: Params = field(default_factory=dict)
 
 
 @dataclass
@@ -36,6 +38,7 @@ class _Best:
     accuracy: float = -1.0
     epoch: int = 0
     params: Params = field(default_factory=dict)
+    running: Params = field(default_factory=dict)
 
 
 def train_pack(
@@ -53,10 +56,11 @@ def train_pack(
     """
     device = data.train.inputs.device
     pack = _Pack(objective, hypers, config, device)
-    n = len(data.train)
+    train, n = objective.with_targets(data.train, EVALUATION_BATCH), len(data.train)
     for epoch in range(1, config.epochs + 1):
         order = torch.randperm(n, generator=generator(f"order-{epoch}")).to(device)
-        finite = pack.epoch(torch.split(order, config.batch_size), data.train)
+        pack.warm_up(epoch)
+        finite = pack.epoch(torch.split(order, config.batch_size), train)
         yield from pack.drop_broken(finite, epoch)
         if not pack.members:
             return
@@ -75,7 +79,8 @@ class _Pack:
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
-        self.config = config
+        self.config, self.method, self.start = config, objective.method, objective.start
+        self.held: list[str] = []
         self.updating = [r for r in objective.regularizers if r.updates]
         self.frozen = {
             name: (~mask, objective.start.params[name])
@@ -94,18 +99,37 @@ class _Pack:
             name: torch.tensor([h[name] for h in hypers], device=device) for name in hypers[0]
         }
         self.optimizer = PackOptimizer(config, self.stack, [h["lr"] for h in hypers])
+        self.running = self.method.running(self.stack) if self.method.tracks else {}
         self.curves: list[list[float]] = [[] for _ in hypers]
         self.best = [_Best() for _ in hypers]
+
+    def warm_up(self, epoch: int) -> None:
+        """Holds or lets go what the start trains only after its warm-up.
+
+        Letting go begins the optimiser anew: moments of a time of no movement say nothing.
+        """
+        if epoch == 1 and self.start.warm_up:
+            self.held = [name for name in self.stack if name not in self.start.alone]
+        elif epoch == self.start.warm_up + 1 and self.held:
+            self.held = []
+            self.optimizer = PackOptimizer(self.config, self.stack, self.optimizer.rates)
 
     def epoch(self, batches: Sequence[Tensor], data: DeviceData) -> Tensor:
         """One pass over the samples; bool `[steps, K]`: which losses were finite."""
         losses = []
         for index in batches:
-            grads, loss = self.gradient(self.stack, self.hyper, data.batch(index))
-            self.optimizer.step(grads)
+            gradient = self.gradient(self.stack, self.hyper, data.batch(index))
+            for name in self.held:
+                gradient.whole[name].zero_()
+            before = {}
+            if gradient.task is not None:
+                before = {name: value.clone() for name, value in self.stack.items()}
+            self.optimizer.step(gradient.whole)
             if self.updating:
                 self._update()
-            losses.append(loss)
+            if gradient.task is not None:
+                self.method.after_step(self.running, gradient.task, before, self.stack)
+            losses.append(gradient.losses)
         return torch.stack(losses).isfinite()
 
     def _update(self) -> None:
@@ -114,6 +138,8 @@ class _Pack:
             regularizer.after_update(self.stack, self.hyper)
         for name, (frozen, start) in self.frozen.items():
             self.stack[name].copy_(torch.where(frozen, start, self.stack[name]))
+        for name in self.held:
+            self.stack[name].copy_(self.start.params[name].expand_as(self.stack[name]))
 
     def drop_broken(self, finite: Tensor, epoch: int) -> Iterator[Trained]:
         """Yields and drops the members whose losses or weights are not finite."""
@@ -136,7 +162,9 @@ class _Pack:
             self.curves[k].append(accuracy)
             if self._finished(k, accuracy, epoch):
                 best = self.best[k]
-                yield Trained(self.members[k], best.params, best.accuracy, "", self.curves[k])
+                yield Trained(
+                    self.members[k], best.params, best.accuracy, "", self.curves[k], best.running
+                )
                 done.append(k)
         self._keep([k for k in range(len(self.members)) if k not in done])
 
@@ -145,8 +173,11 @@ class _Pack:
         best, patience = self.best[k], self.config.patience
         last = epoch == self.config.epochs
         if accuracy > best.accuracy if patience else last:
-            params = {name: value[k].clone() for name, value in self.stack.items()}
-            self.best[k] = _Best(accuracy, epoch, params)
+            params, running = (
+                {name: value[k].clone() for name, value in part.items()}
+                for part in (self.stack, self.running)
+            )
+            self.best[k] = _Best(accuracy, epoch, params, running)
         return last or (patience is not None and epoch - self.best[k].epoch >= patience)
 
     def _keep(self, index: Sequence[int]) -> None:
@@ -158,4 +189,5 @@ class _Pack:
         if index:
             chosen = torch.tensor(index, device=self.hyper["lr"].device)
             self.hyper = {n: v.index_select(0, chosen) for n, v in self.hyper.items()}
+            self.running = {n: v.index_select(0, chosen) for n, v in self.running.items()}
             self.stack = self.optimizer.keep(index)

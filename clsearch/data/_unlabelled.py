@@ -1,0 +1,50 @@
+"""Images without labels: a source by name, or a file of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clsearch.data.base import Source, data_root
+from clsearch.errors import InputError
+from clsearch.plugins import discover
+
+
+def load_unlabelled(
+    name: str, shape: tuple[int, int, int], scale: float, root: str | None, field: str
+) -> Tensor:
+    """Images uint8 `[N, C, H, W]` of a source's training part, or of a `.npy` file.
+
+    `scale` is the pixel value that counts as 1. Raises `InputError` under `field` for a name that
+    is neither, a file that cannot be read, and images of another shape or scale.
+    """
+    known = discover("clsearch.data", Source)
+    allowed = f"a source ({', '.join(known)}) or a .npy file of uint8 images [N, C, H, W]"
+    if name in known:
+        raw = known[name]().load(data_root(root), download=False)
+        images: Tensor = raw.train.inputs
+        if tuple(images.shape[1:]) == shape and raw.scale != scale:
+            raise InputError(field, name, f"images whose pixels count up to {scale:g}")
+    elif name.endswith(".npy"):
+        images = _read(Path(name).expanduser(), field, allowed)
+    else:
+        raise InputError(field, name, allowed)
+    if tuple(images.shape[1:]) != shape or not len(images):
+        found = "x".join(map(str, images.shape))
+        wanted = "x".join(map(str, shape))
+        raise InputError(field, name, f"images of {wanted}, as the tasks have", f"It is {found}.")
+    return images
+
+
+def _read(path: Path, field: str, allowed: str) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(field, str(path), allowed, f"The reader said: {error}.") from error
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise InputError(field, str(path), allowed)
+    images = torch.from_numpy(np.ascontiguousarray(array))
+    return images.unsqueeze(1) if images.ndim == 3 else images
