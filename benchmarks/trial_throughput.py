@@ -30,9 +30,8 @@ from benchmarks._machine import machine
 from benchmarks.threshold_scan import SHAPE, TRANSFORM, load
 from clsearch.config import TrainingConfig
 from clsearch.data._torchvision import torchvision
-from clsearch.methods._anchor import AnchorOptions
 from clsearch.methods.base import Start
-from clsearch.methods.mas import MAS
+from clsearch.methods.mas import MAS, MASOptions
 from clsearch.models.base import Params, initial_head, initial_parameters
 from clsearch.models.mlp import MLP, MLPOptions
 from clsearch.regularizers.l1_param import L1Param, L1ParamOptions
@@ -144,7 +143,7 @@ class Pack:
     def __post_init__(self) -> None:
         params, importance, anchor = start_of(self.width)
         backbone = backbone_of(self.width)
-        method = MAS(AnchorOptions(), backbone)
+        method = MAS(MASOptions(), backbone)
         state = {f"importance.{n}": v for n, v in importance.items()}
         state |= {f"anchor.{n}": v for n, v in anchor.items()}
         start = Start(params, state, method.everything(params))

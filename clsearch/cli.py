@@ -122,6 +122,24 @@ def doctor(data: Data = None) -> None:
     raise typer.Exit(examine(data, Console()))
 
 
+@app.command()
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="One of them. Default: all.")
+    ] = None,
+) -> None:
+    """Describe the methods, regularisers and activations: equations, options, hyperparameters."""
+    from rich.markdown import Markdown
+
+    from clsearch.catalogue import methods as described
+
+    console, text = Console(), described(name)
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text, end="")
+
+
 def _stop(signum: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 

@@ -10,8 +10,8 @@ import torch
 
 from clsearch.config import Config
 from clsearch.errors import DamagedError
-from clsearch.images import Images
-from clsearch.methods.base import ChainState, State
+from clsearch.held_out import HeldOut
+from clsearch.methods.base import ChainState, Context, Start, State
 from clsearch.models.base import Backbone, Gates, Params, head_names
 from clsearch.records import Selection
 from clsearch.scenarios.base import Task, TaskData
@@ -21,7 +21,7 @@ from clsearch.system import System
 from clsearch.training.batch import DeviceData, PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import EVALUATION_BATCH
-from clsearch.training.step import remembered
+from clsearch.training.step import state_of
 from clsearch.trial import context_of
 
 
@@ -39,7 +39,7 @@ class Learned:
     tasks: Sequence[Task]
     parent: ChainState | None
     shared_head: bool
-    images: Images
+    images: HeldOut
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     """
     method = learned.system.method
     threshold = selection.threshold if method.prunes else None
-    key = commit_key(str(selection.trial_key), threshold)
+    seen = {s: learned.images.digest(s, learned.tasks[-1]) for s in method.unlabelled}
+    key = commit_key(str(selection.trial_key), threshold, seen)
     try:
         known = read_commit(store, key)
     except DamagedError:
@@ -88,9 +89,9 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     meta = {
         "test": _accuracies(learned, state, own, learned.images.test),
         "free": method.capacity(state.state),
-        "validation_accuracy": _accuracies(
-            learned, state, [current], lambda _: _validation(learned.parts[-1])
-        )[str(current.number)],
+        "validation_accuracy": _accuracies(learned, state, [current], learned.images.validation)[
+            str(current.number)
+        ],
     }
     write_commit(store, key, state, meta)
     return Commit(key, state, meta)
@@ -120,19 +121,34 @@ def _consolidate(
         lambda source: images.unlabelled(source, context.task),
         accuracies,
     )
-    state = system.method.consolidate(start, trained.params, evidence, threshold, context)
-    memory = {
+    return consolidate(system, start, evidence, threshold, context, parent)
+
+
+def consolidate(
+    system: System,
+    start: Start,
+    evidence: TrainingEvidence,
+    threshold: float | None,
+    context: Context,
+    parent: ChainState | None,
+) -> ChainState:
+    """What a chain remembers of a task, its method's part and its regularisers'."""
+    state = system.method.consolidate(start, evidence.params, evidence, threshold, context)
+    before = parent.regularizer_state if parent else {}
+    after = {
         f"{regularizer.name}.{name}": value
         for regularizer in system.regularizers
         for name, value in regularizer.consolidate(
-            remembered(regularizer, parent.memory if parent else {}), evidence.neuron_importance
+            state_of(regularizer, before), evidence.neuron_importance
         ).items()
     }
-    return replace(state, memory=memory)
+    return replace(state, regularizer_state=after)
 
 
-def _validation(part: TaskData) -> DeviceData:
-    return PackData.of([part], torch.device("cpu")).validation
+def stored_bytes(state: ChainState) -> int:
+    """Bytes of what a chain remembers beside its parameters."""
+    parts = (state.state, state.regularizer_state)
+    return sum(v.numel() * v.element_size() for part in parts for v in part.values())
 
 
 def _accuracies(

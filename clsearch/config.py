@@ -181,7 +181,7 @@ class SelectionConfig(Strict):
 
 
 class ResourcesConfig(Strict):
-    """Where trials run. Nothing here changes a result."""
+    """Where trials run. Nothing here changes a trial's key; a GPU rounds differently."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="`auto` takes a GPU where the cluster has one."
@@ -245,25 +245,24 @@ class Config(Strict):
                 raise InputError(f"seeds[{i}]", seed, "each seed once")
         return self
 
-    def identity(self) -> str:
-        """Digest of what an output folder belongs to: name, scenario, model and training.
+    def identity(self) -> dict[str, str]:
+        """Digests of what an output folder belongs to: name, scenario, model and training.
 
-        Grids, methods, seeds, margin and resources may change between runs of one folder: the
-        journal is keyed by content.
+        The number of tasks, where data lies, grids, methods, seeds, margin and resources may change
+        between runs of one folder: the journal is keyed by content.
         """
         scenario = {
             k: v
-            for k, v in self.scenario.model_dump().items()
+            for k, v in self.scenario.model_dump(exclude_none=True).items()
             if k not in ("root", "download", "tasks")
         }
-        return digest(
-            {
-                "name": self.name,
-                "scenario": scenario,
-                "model": self.model.model_dump(),
-                "training": self.training.model_dump(),
-            }
-        )
+        parts = {
+            "name": self.name,
+            "scenario": scenario,
+            "model": self.model.model_dump(exclude_none=True),
+            "training": self.training.model_dump(exclude_none=True),
+        }
+        return {name: digest(part) for name, part in parts.items()}
 
 
 MAX_BYTES, MAX_NODES = 1_000_000, 100_000

@@ -232,7 +232,8 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """A saved model, callable on float32 pixels `[N, C, H, W]`, and its metadata.
 
     Raises `InputError` for a file that is missing or of another kind, `DamagedError` for one that
-    is not what was written. No pickle is read; still, a `.pt2` is a program: load those you trust.
+    is not what was written, or holds pickled objects: nothing is unpickled but sample inputs, as
+    plain tensors. Still, a `.pt2` is a program: load those you trust.
     """
     _check_suffix(path)
     try:
@@ -279,6 +280,8 @@ def _check_archive(path: Path, content: bytes) -> None:
                 raise DamagedError(f"{path} is damaged: a part of it has the wrong checksum")
             for name in archive.namelist():
                 folder = name.split("/", 1)[-1]
+                if folder == name or not folder.startswith(KNOWN_PARTS):
+                    raise DamagedError(f"{path} holds {name!r}, which no model of clsearch does")
                 if folder.startswith("data/sample_inputs/"):
                     torch.load(io.BytesIO(archive.read(name)), weights_only=True)
                 elif folder.startswith(("data/weights/", "data/constants/")):
@@ -287,6 +290,15 @@ def _check_archive(path: Path, content: bytes) -> None:
         raise DamagedError(f"{path} is damaged: {error}") from error
     except UnpicklingError as error:
         raise DamagedError(f"{path} holds pickled objects, which clsearch does not read") from error
+
+
+KNOWN_PARTS = (
+    "archive_format", "archive_version", "byteorder", ".data/", ".format_version", "version",
+    ".storage_alignment", "models/", "data/sample_inputs/", "data/weights/", "data/constants/",
+    "extra/",
+)  # fmt: skip
+"""What torch writes into an archive, beneath its one folder. Another layout is an older one, parts
+of which torch unpickles."""
 
 
 def _check_payloads(path: Path, archive: zipfile.ZipFile, name: str) -> None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from clsearch.errors import InputError, StoreError
 
+PATIENCE = 0.5
+"""Seconds to wait for a folder that somebody only looks at."""
+
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replaces a file in one step: a reader sees the old or the new one, never a part.
+    """Replaces a file in one step: a reader sees the old or the new one, never a part, even after
+    a power cut.
 
     Raises `StoreError` when it cannot be written (disk full, no permission).
     """
@@ -22,7 +27,10 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            place.write_bytes(raw)
+            with place.open("wb") as stream:
+                stream.write(raw)
+                stream.flush()
+                os.fsync(stream.fileno())
             place.replace(path)
         except BaseException:
             place.unlink(missing_ok=True)
@@ -38,6 +46,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a driver holds the folder; looking does not hold it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds a folder against a second driver while the block runs.
@@ -46,16 +66,22 @@ def owned(folder: Path) -> Iterator[None]:
     ends.
     """
     handle = os.open(folder, os.O_RDONLY)
+    end = time.monotonic() + PATIENCE
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                "output folder",
-                str(folder),
-                "a folder that no other run is writing to",
-                "Wait for that run, or stop it.",
-            ) from error
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < end:
+                    time.sleep(0.05)
+                    continue
+                raise InputError(
+                    "output folder",
+                    str(folder),
+                    "a folder that no other run is writing to",
+                    "Wait for that run, or stop it.",
+                ) from error
         yield
     finally:
         os.close(handle)

@@ -56,13 +56,9 @@ def claim(out: Path, config: Config) -> None:
     if not writable:
         raise InputError("--out", str(out), "a folder that can be written")
     if saved.exists():
-        theirs = load_config(saved)
-        if theirs.identity() != config.identity():
-            parts = [
-                name
-                for name in ("name", "scenario", "model", "training")
-                if getattr(theirs, name) != getattr(config, name)
-            ]
+        theirs, ours = load_config(saved).identity(), config.identity()
+        if theirs != ours:
+            parts = [name for name in ours if theirs[name] != ours[name]]
             raise InputError(
                 "--out",
                 str(out),
@@ -125,5 +121,14 @@ def records_of(out: Path) -> list[TrialRecord]:
         raise DamagedError(
             f"{table} cannot be read ({error}). `clsearch resume {out}` writes it again."
         ) from error
-    records = [read_record(store, key) for key in keys]
-    return [r for r in records if r is not None]
+    again = f"`clsearch resume {out}` makes it again."
+    records = []
+    for key in keys:
+        try:
+            record = read_record(store, key)
+        except DamagedError as error:
+            raise DamagedError(f"{error}. {again}") from error
+        if record is None:
+            raise DamagedError(f"trial {key} is missing from the journal of {out}. {again}")
+        records.append(record)
+    return records

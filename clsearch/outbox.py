@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import threading
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError
+from clsearch.files import atomic_write
 from clsearch.records import digest
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -58,22 +58,6 @@ def sha256(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
-
-
-def write_atomic(file: Path, text: str) -> None:
-    """Writes a file whole or not at all. Raises `StoreError` when it cannot be written."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise StoreError(f"{file} cannot be written: {error}") from error
 
 
 def describe(error: Exception) -> str:
@@ -141,7 +125,7 @@ class Outbox:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     copy = shutil.copytree if source.is_dir() else shutil.copyfile
                     copy(source, target)
-                write_atomic(entry.file, json.dumps(content, allow_nan=False))
+                atomic_write(entry.file, json.dumps(content, allow_nan=False))
             except (OSError, shutil.Error, StoreError) as error:
                 shutil.rmtree(entry.files, ignore_errors=True)
                 if isinstance(error, StoreError):
@@ -167,7 +151,7 @@ class Outbox:
         """Moves an entry to `rejected/`, with the reason. Raises `StoreError` or `OSError`."""
         kept = self.folder / "rejected" / f"{entry.identity}.json"
         text = entry.file.read_text(encoding="utf-8", errors="replace")
-        write_atomic(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
+        atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
         if entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
             shutil.copytree(entry.files, kept.with_suffix(".files"))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from clsearch.config import Config
 from clsearch.errors import ClsearchError, DamagedError, InputError, InterruptedRunError, unknown
-from clsearch.files import atomic_write, owned
+from clsearch.files import atomic_write, in_use
 from clsearch.folder import (
     claimed,
     open_store,
@@ -186,11 +186,7 @@ def print_status(out: Path, console: Console) -> None:
 
     config = run_config(out)
     results = results_of(out)
-    try:
-        with owned(out):
-            at_work = False
-    except InputError:
-        at_work = True
+    at_work = in_use(out)
     tasks = len(build_scenario(config).tasks)
     journal = out / "checkpoints" / "trials"
     stored = sum(1 for p in journal.glob("*/manifest.json")) if journal.is_dir() else 0

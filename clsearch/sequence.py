@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clsearch.commit import Commit, Learned, commit
+from clsearch.commit import Commit, Learned, commit, stored_bytes
 from clsearch.config import Config
 from clsearch.errors import DamagedError, DepletedError, StoreError
 from clsearch.export import provenance, write_model_files
 from clsearch.files import atomic_write
-from clsearch.images import Images
+from clsearch.held_out import HeldOut
 from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
@@ -55,16 +55,16 @@ class _Chain:
     ended: bool = False
 
     @property
-    def independent(self) -> bool:
+    def fresh_each_task(self) -> bool:
         return self.system.method.independent or self.system.method.uses_all_tasks
 
     @property
     def state(self) -> ChainState | None:
-        return None if self.parent is None or self.independent else self.parent.state
+        return None if self.parent is None or self.fresh_each_task else self.parent.state
 
     @property
     def commit_key(self) -> str | None:
-        return None if self.parent is None or self.independent else self.parent.key
+        return None if self.parent is None or self.fresh_each_task else self.parent.key
 
 
 class Search:
@@ -78,7 +78,8 @@ class Search:
         self.tasks = self.scenario.tasks
         shape = self.tasks[0].shape
         self.systems = [build_system(config, i, shape) for i in range(len(config.methods))]
-        self.images = Images(self.scenario, check(config, self.scenario, self.systems, self.tasks))
+        sources = check(config, self.scenario, self.systems, self.tasks)
+        self.held_out = HeldOut(self.scenario, sources)
         self.shared_head = self.scenario.incremental == "domain_incremental"
         self._data: dict[int, TaskData] = {}
 
@@ -194,7 +195,6 @@ class Search:
             c.chain.seed,
             self.shared_head,
             hyper,
-            {name: self.images.digests[name] for name in c.system.method.unlabelled},
         )
 
     def _known(self, trials: Mapping[Chain, Mapping[str, Any]]) -> dict[str, TrialRecord]:
@@ -320,29 +320,31 @@ class Search:
             self.tasks[: task.number],
             c.state,
             self.shared_head,
-            self.images,
+            self.held_out,
         )
         c.parent = commit(learned, selection, self.store)
-        result = self._result(c, task, selection)
+        result = self._result(c, c.parent, task, selection)
         c.history.append(result)
         self.found.results.append(result)
         with tempfile.TemporaryDirectory(prefix="clsearch-model-") as folder:
             metadata = provenance(self.config, result)
             write_model_files(Path(folder), c.system, c.parent.state, task, metadata)
-            stored = {"stored_validation_accuracy": c.parent.meta["validation_accuracy"]}
+            stored = {
+                "stored_validation_accuracy": c.parent.meta["validation_accuracy"],
+                "stored_bytes": stored_bytes(c.parent.state),
+            }
             self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))
         self.progress.selected(result)
 
-    def _result(self, c: _Chain, task: Task, selection: Selection) -> TaskResult:
+    def _result(self, c: _Chain, made: Commit, task: Task, selection: Selection) -> TaskResult:
         """The row of the accuracy matrix: a method with a model for each task keeps old entries."""
-        meta = c.parent.meta if c.parent else {}
-        measured: Mapping[str, float] = meta["test"]
+        measured: Mapping[str, float] = made.meta["test"]
         row: list[float | None] = [measured.get(str(j)) for j in range(1, task.number + 1)]
         if c.system.method.independent and c.history:
             row[: task.number - 1] = c.history[-1].test
-        free = meta["free"]
+        free = made.meta["free"]
         left = selection.free if free is None else tuple(free[name] for name in selection.layers)
-        return TaskResult(selection, c.parent.key if c.parent else None, tuple(row), left)
+        return TaskResult(selection, made.key, tuple(row), left)
 
     def _end(self, c: _Chain, selection: Selection) -> None:
         """Ends a chain with a selection that chose nothing."""

@@ -128,7 +128,10 @@ class Store:
                 raise StoreError(f"cannot clean {self.root}: {error}") from error
 
 
-CHAIN_PARTS, TRIAL_PARTS = ("params", "state", "memory"), ("params", "activity", "running")
+CHAIN_PARTS, TRIAL_PARTS = (
+    ("params", "state", "regularizer_state"),
+    ("params", "activity", "running"),
+)
 
 
 def dump_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
@@ -157,7 +160,7 @@ def load_parts(data: bytes, prefixes: Sequence[str]) -> dict[str, dict[str, Tens
 
 
 def dump_state(state: ChainState) -> bytes:
-    """A chain's parameters, state and memory as one safetensors file."""
+    """A chain's parameters and state as one safetensors file."""
     return dump_parts({part: getattr(state, part) for part in CHAIN_PARTS})
 
 

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from clsearch.config import Config, Grid, MethodConfig, Plugin, axis_values
-from clsearch.data._unlabelled import load_unlabelled
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
 from clsearch.messages import from_pydantic
@@ -21,6 +20,7 @@ from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.plugins import find
 from clsearch.regularizers.base import Regularizer
+from clsearch.scenarios._unlabelled import TEST_INPUTS, load_unlabelled
 from clsearch.scenarios.base import Scenario, Task
 from clsearch.space import LEARNING_RATE, Hyper
 
@@ -79,9 +79,12 @@ def build_system(config: Config, index: int, shape: Shape) -> System:
     ]
     regularizers = []
     for i, plugin in enumerate([*own, *entry.regularizers]):
-        where = f"{field}.regularizers[{max(i - len(own), 0)}]"
+        where = f"{field}.regularizers[{i - len(own)}]" if i >= len(own) else f"{field}.name"
         r_kind = find("clsearch.regularizers", Regularizer, plugin.name, f"{where}.name")
-        regularizers.append(r_kind(_options(r_kind, plugin.options, where), backbone))
+        try:
+            regularizers.append(r_kind(_options(r_kind, plugin.options, where), backbone))
+        except InputError as error:
+            raise (error if error.field.startswith(where) else error.under(where)) from None
     names = [r.name for r in regularizers]
     if len(set(names)) < len(names):
         raise InputError(f"{field}.regularizers", names, "each regulariser once")
@@ -143,9 +146,8 @@ def check(
         except InputError as error:
             raise error.under(options) from None
         for name in system.method.unlabelled:
-            if name not in unlabelled:
-                root, scale = scenario.options.root, tasks[0].transform.scale
-                unlabelled[name] = load_unlabelled(name, tasks[0].shape, scale, root, options)
+            if name not in (*unlabelled, TEST_INPUTS):
+                unlabelled[name] = load_unlabelled(name, tasks[0], scenario.options, options)
     everything = {name: hyper for system in systems for name, hyper in system.space.items()}
     _check_grid(config.search.grid, everything, "search.grid")
     for i, system in enumerate(systems):

@@ -64,7 +64,7 @@ class Bench:
     system: System
     context: Context
     start: Start
-    memory: dict[str, Tensor]
+    regularizer_state: dict[str, Tensor]
     data: PackData
     device: torch.device
 
@@ -81,8 +81,10 @@ class Bench:
         system = build_system(config, job.method, parts[-1].task.shape)
         context = context_of(config, job.chain.seed, parts, job.shared_head)
         start = start_on(system.method.begin(parent, context), device)
-        memory = on_device(parent.memory if parent else {}, device)
-        return cls(config, system, context, start, memory, PackData.of(parts, device), device)
+        regularizer_state = on_device(parent.regularizer_state if parent else {}, device)
+        return cls(
+            config, system, context, start, regularizer_state, PackData.of(parts, device), device
+        )
 
 
 def run_pack(
@@ -132,7 +134,7 @@ def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
         system.regularizers,
         bench.start,
         bench.data.readout,
-        bench.memory,
+        bench.regularizer_state,
     )
     begun, clock = time.time(), time.perf_counter()
     stream: Callable[[str], torch.Generator] = bench.context.generator

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clsearch.commit import consolidate
 from clsearch.config import Config, parse_config
 from clsearch.data._idx import IdxSource
 from clsearch.data._torchvision import torchvision
@@ -33,7 +34,7 @@ from clsearch.system import System, build_system
 from clsearch.training.batch import PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import Trained, train_pack
-from clsearch.training.step import Objective, remembered
+from clsearch.training.step import Objective
 from clsearch.trial import context_of, run_pack
 
 SOURCES = discover("clsearch.data", Source)
@@ -148,13 +149,13 @@ class Learner:
         start: Start,
         number: int,
         hypers: Sequence[dict[str, float]] | None = None,
-        memory: Mapping[str, Tensor] | None = None,
+        regularizer_state: Mapping[str, Tensor] | None = None,
     ) -> list[Trained]:
         """The members of one pack, by number."""
         data = self.data(number)
         objective = Objective(
             self.system.backbone, self.method, self.system.regularizers, start, data.readout,
-            memory or {},
+            regularizer_state or {},
         )  # fmt: skip
         generators = self.context(number).generator
         hypers = hypers or [self.defaults]
@@ -194,21 +195,12 @@ class Learner:
     ) -> ChainState:
         """A task begun, trained and consolidated."""
         start = self.begin(parent, number)
-        memory = parent.memory if parent else {}
-        trained = self.train(start, number, hypers, memory)[member]
+        before = parent.regularizer_state if parent else {}
+        trained = self.train(start, number, hypers, before)[member]
         assert trained.params is not None, trained.reason
         params = {**start.params, **trained.params}
         evidence = self.evidence(start, params, number, trained.running)
-        state = self.method.consolidate(start, params, evidence, threshold, self.context(number))
-        memory = {
-            f"{regularizer.name}.{name}": value
-            for regularizer in self.system.regularizers
-            for name, value in regularizer.consolidate(
-                remembered(regularizer, parent.memory if parent else {}),
-                evidence.neuron_importance,
-            ).items()
-        }
-        return replace(state, memory=memory)
+        return consolidate(self.system, start, evidence, threshold, self.context(number), parent)
 
     def logits(self, state: ChainState, number: int) -> Tensor:
         """The answers of a chain to a task's validation samples, `[N, classes]`."""

@@ -23,7 +23,7 @@ from command import clsearch, environment, journal, write_config
 from clsearch.cli import app, main
 from clsearch.export import load_export
 
-COMMANDS = ("run", "resume", "status", "select", "export", "doctor")
+COMMANDS = ("run", "resume", "status", "select", "export", "doctor", "methods")
 
 
 class Ended:

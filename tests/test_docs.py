@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from clsearch.data.base import Source
 from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.plugins import discover
-from clsearch.reference import command_line, configuration
+from clsearch.reference import command_line, configuration, methods_page
 from clsearch.regularizers.base import Regularizer
 from clsearch.scenarios.base import Scenario
 
@@ -27,9 +28,12 @@ PLUGINS = {
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_configuration_reference_is_in_step() -> None:
-    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == configuration(), "run `python -m clsearch.reference docs`"
+@pytest.mark.parametrize(
+    ("page", "generated"), [("configuration.md", configuration), ("methods.md", methods_page)]
+)
+def test_the_references_are_in_step(page: str, generated: Callable[[], str]) -> None:
+    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert written == generated(), "run `python -m clsearch.reference docs`"
 
 
 def test_every_command_and_option_stands_in_the_docs() -> None:
@@ -50,7 +54,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_the_reference_names_every_plug_in() -> None:
-    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    pages = [ROOT / "docs" / name for name in ("configuration.md", "methods.md")]
+    written = "".join(page.read_text(encoding="utf-8") for page in pages)
     for package, base in PLUGINS.items():
         for name in discover(package, base):
             assert f"### `{name}`" in written, name

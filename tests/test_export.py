@@ -143,7 +143,7 @@ def test_metadata(network: tuple[MLP, Params], tmp_path: Path, suffix: str) -> N
     _, metadata = load_export(file)
     assert given.items() <= metadata.items()
     assert metadata["architecture"]["name"] == "mlp"
-    assert metadata["architecture"]["options"] == {"hidden": [7, 5]}
+    assert metadata["architecture"]["options"]["hidden"] == [7, 5]
     assert metadata["task"]["classes"] == ["4", "5", "6"]
     assert metadata["input"]["shape"] == ["N", 2, 4, 3]
     assert metadata["input"]["dtype"] == "float32"

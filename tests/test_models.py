@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from clsearch.models.activations import ActivationOptions
 from clsearch.models.base import (
     Backbone,
     Params,
@@ -19,13 +22,24 @@ from clsearch.plugins import discover
 from clsearch.rng import generator
 
 SHAPE = (3, 8, 8)
-each = pytest.mark.parametrize("name", discover("clsearch.models", Backbone))
+BACKBONES = discover("clsearch.models", Backbone)
+GROUPS: dict[str, dict[str, Any]] = {
+    "maxout": {"activation": "maxout", "group": 3},
+    "lwta": {"activation": "lwta", "group": 4},
+}
+VARIANTS = {(name, "default"): (kind, kind.Options()) for name, kind in BACKBONES.items()} | {
+    (name, activation): (kind, kind.Options(**given))
+    for name, kind in BACKBONES.items()
+    for activation, given in GROUPS.items()
+    if issubclass(kind.Options, ActivationOptions)
+}
+each = pytest.mark.parametrize("name", VARIANTS, ids="-".join)
 
 
-def made(name: str) -> tuple[Backbone, Params]:
-    kind = discover("clsearch.models", Backbone)[name]
-    backbone = kind(kind.Options(), SHAPE)
-    params = initial_parameters(backbone, generator("models", name))
+def made(name: tuple[str, str]) -> tuple[Backbone, Params]:
+    kind, options = VARIANTS[name]
+    backbone = kind(options, SHAPE)
+    params = initial_parameters(backbone, generator("models", *name))
     units = backbone.unit_layers[-1].units
     return backbone, params | initial_head(0, 4, units, generator("head"))
 
@@ -35,13 +49,14 @@ def images(count: int) -> Tensor:
 
 
 @each
-def test_unit_layers_name_parameters_of_their_size_in_order(name: str) -> None:
+def test_unit_layers_name_parameters_of_their_size_in_order(name: tuple[str, str]) -> None:
     backbone, params = made(name)
     layers = backbone.unit_layers
     assert len({u.name for u in layers}) == len(layers) > 0
     for layer, after in zip(layers, [*layers[1:], None], strict=True):
-        assert params[layer.weight].shape[0] == layer.units
-        assert params[layer.bias].shape == (layer.units,)
+        assert params[layer.weight].shape[0] == layer.units * layer.rows
+        assert params[layer.bias].shape == (layer.units * layer.rows,)
+        assert layer.units % layer.group == 0
         if after is None:
             assert layer.outgoing is None
         else:
@@ -50,7 +65,7 @@ def test_unit_layers_name_parameters_of_their_size_in_order(name: str) -> None:
 
 
 @each
-def test_taps_are_called_once_a_layer_in_order(name: str) -> None:
+def test_taps_are_called_once_a_layer_in_order(name: tuple[str, str]) -> None:
     backbone, params = made(name)
     called: list[str] = []
 
@@ -69,7 +84,7 @@ def test_taps_are_called_once_a_layer_in_order(name: str) -> None:
 
 
 @each
-def test_a_row_depends_on_no_other(name: str) -> None:
+def test_a_row_depends_on_no_other(name: tuple[str, str]) -> None:
     backbone, params = made(name)
     x = images(6)
     whole, _ = forward(backbone, params, x, 0, None)
@@ -80,7 +95,7 @@ def test_a_row_depends_on_no_other(name: str) -> None:
 
 
 @each
-def test_a_gate_silences_a_neuron(name: str) -> None:
+def test_a_gate_silences_a_neuron(name: tuple[str, str]) -> None:
     backbone, params = made(name)
     for u in backbone.unit_layers:
         gate = torch.ones(u.units, dtype=torch.bool)
@@ -91,7 +106,25 @@ def test_a_gate_silences_a_neuron(name: str) -> None:
 
 
 @each
-def test_a_pack_computes_what_each_member_does(name: str) -> None:
+def test_a_neuron_depends_on_its_own_rows_and_those_of_its_group(name: tuple[str, str]) -> None:
+    """What CLNP takes for granted when it freezes some neurons and frees others."""
+    backbone, params = made(name)
+    x = images(20)
+    for u in backbone.unit_layers:
+        before = forward(backbone, params, x, 0, None)[1][u.name]
+        for neuron in (0, u.units // 2, u.units - 1):
+            rows = u.by_row(torch.arange(u.units) == neuron)
+            moved = {n: params[n].clone() for n in (u.weight, u.bias)}
+            for value in moved.values():
+                value[rows] += torch.randn(value[rows].shape, generator=generator("moved", neuron))
+            after = forward(backbone, params | moved, x, 0, None)[1][u.name]
+            rivals = torch.arange(u.units) // u.group == neuron // u.group
+            assert torch.equal(after[:, ~rivals], before[:, ~rivals])
+            assert not torch.equal(after[:, neuron], before[:, neuron])
+
+
+@each
+def test_a_pack_computes_what_each_member_does(name: tuple[str, str]) -> None:
     backbone, params = made(name)
     stack = {n: torch.stack([v, v * 0.5, v * 2]) for n, v in params.items()}
     x = images(4)
@@ -102,10 +135,10 @@ def test_a_pack_computes_what_each_member_does(name: str) -> None:
 
 
 @each
-def test_fresh_parameters_are_those_of_their_stream(name: str) -> None:
+def test_fresh_parameters_are_those_of_their_stream(name: tuple[str, str]) -> None:
     backbone, params = made(name)
-    again = initial_parameters(backbone, generator("models", name))
-    other = initial_parameters(backbone, generator("models", name, "other"))
+    again = initial_parameters(backbone, generator("models", *name))
+    other = initial_parameters(backbone, generator("models", *name, "other"))
     for n, _ in backbone.named_parameters():
         assert torch.equal(params[n], again[n])
         assert not torch.equal(params[n], other[n]) or params[n].ndim == 1
@@ -114,7 +147,7 @@ def test_fresh_parameters_are_those_of_their_stream(name: str) -> None:
 
 
 @each
-def test_dense_relu_is_true_of_the_forward(name: str) -> None:
+def test_dense_relu_is_true_of_the_forward(name: tuple[str, str]) -> None:
     """A backbone that says so is what the fast scan takes it for."""
     backbone, params = made(name)
     if backbone.dense_relu:

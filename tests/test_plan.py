@@ -100,9 +100,9 @@ def test_everything_that_matters_changes_the_key(monkeypatch: pytest.MonkeyPatch
         "one less": key(hyperparameters={"lr": 0.1}),
     }
     with monkeypatch.context() as patch:
-        patch.setattr(EWC, "version", 2)
+        patch.setattr(EWC, "version", EWC.version + 1)
         found["version"] = key()
-        patch.setattr(MLP, "version", 2)
+        patch.setattr(MLP, "version", MLP.version + 1)
         found["its backbone's too"] = key()
     monkeypatch.setattr(plan, "SCHEMA", records.SCHEMA + 1)
     found["schema"] = key()

@@ -495,7 +495,7 @@ def test_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     tracker = MLflowTracker(tmp_path, "http://127.0.0.1:9")
     tracker.start(INFO)
-    monkeypatch.setattr(outbox_module.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StoreError, match="No space left"):
         tracker.trial(trial(1))
     monkeypatch.undo()

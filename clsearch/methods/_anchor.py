@@ -1,7 +1,8 @@
-"""What EWC and MAS share: a quadratic penalty around the last task's weights."""
+"""What EWC, MAS, SI, L2 and IMM share: a quadratic penalty around earlier weights."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -13,7 +14,6 @@ from clsearch.methods.base import (
     ChainState,
     Context,
     Evidence,
-    ImportanceObjective,
     Method,
     MethodOptions,
     Start,
@@ -33,18 +33,20 @@ class AnchorOptions(MethodOptions):
 
 
 class QuadraticAnchor(Method):
-    """`strength/2 · Σ Ω (θ − θ*)²`: Ω the accumulated importance, θ* the last task's weights.
+    """`factor · strength · Σ Ω (θ − θ*)²`: Ω the accumulated importance, θ* the anchor.
 
-    A subclass says which objective the importance is the moment of. Ω is a mean over samples of
-    per-sample gradients, so it does not depend on the batch size it is estimated with. State:
-    `importance.<parameter>` and `anchor.<parameter>`, held once for a pack, and `tasks` (0-d).
+    A subclass measures the importance of the task just learned. The anchor is the last task's
+    weights. State: `importance.<parameter>` and `anchor.<parameter>`, held once for a pack, and
+    `tasks` (0-d).
     """
 
-    Options: ClassVar = AnchorOptions
+    Options: ClassVar[type[MethodOptions]] = AnchorOptions
     analytic: ClassVar[bool] = True
+    factor: ClassVar[float] = 0.5
 
-    objective: ClassVar[ImportanceObjective]
-    """The scalar of each sample whose gradient is the importance."""
+    @abstractmethod
+    def measure(self, start: Start, params: Params, evidence: Evidence, context: Context) -> Params:
+        """The importance of each parameter for the task just learned."""
 
     def _anchored(self, params: Mapping[str, Tensor], state: State) -> list[str]:
         return sorted(name for name in params if f"importance.{name}" in state)
@@ -54,16 +56,16 @@ class QuadraticAnchor(Method):
         for name in self._anchored(params, state):
             change = params[name] - state[f"anchor.{name}"]
             total = total + (state[f"importance.{name}"] * change.square()).sum()
-        return hyper["strength"] / 2 * total
+        return self.factor * hyper["strength"] * total
 
     def add_gradient(
         self, grads: dict[str, Tensor], params: Mapping[str, Tensor], state: State, hyper: Hypers
     ) -> None:
-        """`strength · Ω (θ − θ*)`."""
+        """`2 · factor · strength · Ω (θ − θ*)`."""
         for name in self._anchored(params, state):
             pull = (params[name] - state[f"anchor.{name}"]).mul_(state[f"importance.{name}"])
             strength = hyper["strength"].view(-1, *[1] * (pull.ndim - 1))
-            grads[name].addcmul_(pull, strength)
+            grads[name].addcmul_(pull, strength, value=2 * self.factor)
 
     def drift(self, params: Params, state: State) -> float:
         """`Σ Ω (θ − θ*)²`, in float64: a trial whose weights grew huge has a finite drift too."""
@@ -83,18 +85,20 @@ class QuadraticAnchor(Method):
     ) -> ChainState:
         """Adds this task's importance to Ω and moves the anchor to the new weights."""
         state = dict(start.state)
-        tasks = state.get("tasks")
-        seen = 0 if tasks is None else int(tasks)
-        for name, new in evidence.importance(self.objective).items():
+        seen = int(state.get("tasks", torch.tensor(0)))
+        for name, new in self.measure(start, params, evidence, context).items():
             old = state.get(f"importance.{name}")
-            if old is not None:
-                new = self._accumulated(old, new, seen)  # noqa: PLW2901
-            state[f"importance.{name}"] = new
-            state[f"anchor.{name}"] = params[name]
+            state[f"anchor.{name}"] = self.anchor(state, name, new, params[name])
+            state[f"importance.{name}"] = new if old is None else self.accumulated(old, new, seen)
         state["tasks"] = torch.tensor(seen + 1)
         return ChainState(params, state)
 
-    def _accumulated(self, old: Tensor, new: Tensor, seen: int) -> Tensor:
+    def anchor(self, state: State, name: str, new: Tensor, value: Tensor) -> Tensor:
+        """The anchor of a parameter with importance `new` whose trained value is `value`."""
+        return value
+
+    def accumulated(self, old: Tensor, new: Tensor, seen: int) -> Tensor:
+        """Ω after a task, from Ω before it and the importance for it."""
         if self.options.accumulate == "mean":
             return (old * seen + new) / (seen + 1)
         return (self.options.decay if self.options.accumulate == "decay" else 1.0) * old + new

@@ -34,12 +34,13 @@ State = dict[str, Tensor]
 class ChainState:
     """A chain after a task: every parameter of the network, and what is remembered beside it.
 
-    `state` is the method's own; `memory` that of the regularisers, as `<regulariser>.<name>`.
+    `state` is the method's own, `regularizer_state` that of the regularisers, as
+    `<regulariser>.<name>`.
     """
 
     params: Params
     state: State = field(default_factory=dict)
-    memory: State = field(default_factory=dict)
+    regularizer_state: State = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

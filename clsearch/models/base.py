@@ -25,10 +25,15 @@ Gates = Mapping[str, Tensor]
 class UnitLayer:
     """A place where neurons (or channels) are counted, pruned and penalised.
 
-    `weight` and `bias` are the parameters that feed its `units` neurons (dimension 0); `outgoing`
-    is the next layer's weight that reads them (dimension 1), None for the last layer, which heads
-    read. `fan` inputs of `outgoing` belong to each neuron: 1 between dense layers, H·W from a
-    channel through a flatten.
+    `weight` and `bias` are the parameters that feed its `units` neurons. Their dimension 0 holds
+    `rows` rows for each neuron, one neuron after the other: 1, or the pieces of a maxout unit.
+    `outgoing` is the next layer's weight that reads the neurons (dimension 1), None for the last
+    layer, which heads read. `fan` inputs of `outgoing` belong to each neuron: 1 between dense
+    layers, H·W from a channel through a flatten.
+
+    Of every `group` neurons in a row, which compete (LWTA), each one's output depends on the
+    weights of all. They have one activity, so that they are pruned, frozen and freed together;
+    `group` divides `units`.
     """
 
     name: str
@@ -37,6 +42,12 @@ class UnitLayer:
     bias: str
     outgoing: str | None
     fan: int = 1
+    rows: int = 1
+    group: int = 1
+
+    def by_row(self, neurons: Tensor) -> Tensor:
+        """`[units]` to `[units·rows]`: each neuron's value for all rows that feed it."""
+        return neurons.repeat_interleave(self.rows)
 
 
 class Tap:
@@ -76,15 +87,18 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     version: ClassVar[int] = 1
     Options: ClassVar[type[BackboneOptions]]
-    dense_relu: ClassVar[bool] = False
-    """The unit layers are dense layers in a row, each relu(W x + b), the first reading the
-    flattened input, and nothing stands between them: the threshold scan may then add neurons up
-    layer by layer instead of calling `forward` once per threshold."""
     unit_layers: tuple[UnitLayer, ...]
 
     def __init__(self, options: Any, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.options, self.shape = options, shape
+
+    @property
+    def dense_relu(self) -> bool:
+        """Whether the unit layers are dense layers in a row, each relu(W x + b), the first reading
+        the flattened input, and nothing stands between them: the threshold scan may then add
+        neurons up layer by layer instead of calling `forward` once per threshold."""
+        return False
 
     @abstractmethod
     def forward(self, x: Tensor, tap: Tap) -> Tensor:

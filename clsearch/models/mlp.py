@@ -9,34 +9,44 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from clsearch.models.base import Backbone, BackboneOptions, Tap, UnitLayer
+from clsearch.models.activations import ActivationOptions
+from clsearch.models.base import Backbone, Tap, UnitLayer
 
 
-class MLPOptions(BackboneOptions):
+class MLPOptions(ActivationOptions):
     hidden: list[Annotated[int, Field(ge=1, le=65536)]] = Field(
         [100, 100], min_length=1, description="Neurons of each hidden layer."
     )
 
 
 class MLP(Backbone):
-    """Dense layers with ReLU; every hidden layer is a unit layer (CLNP §3.1, SLNI §3.1)."""
+    """Dense layers with ReLU, maxout or LWTA; every hidden layer is a unit layer (CLNP §3.1, SLNI
+    §3.1)."""
 
     name: ClassVar[str] = "mlp"
     Options: ClassVar = MLPOptions
-    dense_relu: ClassVar[bool] = True
 
     def __init__(self, options: MLPOptions, shape: tuple[int, int, int]) -> None:
         super().__init__(options, shape)
+        options.check("model.hidden", options.hidden)
         widths = [math.prod(shape), *options.hidden]
         layers = []
         for i, (inputs, units) in enumerate(itertools.pairwise(widths), start=1):
-            self.add_module(f"fc{i}", nn.Linear(inputs, units, device="meta"))
+            name, rows = f"fc{i}", options.rows
+            self.add_module(name, nn.Linear(inputs, units * rows, device="meta"))
             outgoing = f"fc{i + 1}.weight" if i < len(options.hidden) else None
-            layers.append(UnitLayer(f"fc{i}", units, f"fc{i}.weight", f"fc{i}.bias", outgoing))
+            weight, bias = f"{name}.weight", f"{name}.bias"
+            layers.append(
+                UnitLayer(name, units, weight, bias, outgoing, rows=rows, group=options.rivals)
+            )
         self.unit_layers = tuple(layers)
+
+    @property
+    def dense_relu(self) -> bool:
+        return bool(self.options.activation == "relu")
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
         x = x.flatten(1)
         for layer in self.unit_layers:
-            x = tap(layer.name, self.get_submodule(layer.name)(x).relu())
+            x = tap(layer.name, self.options.activate(self.get_submodule(layer.name)(x)))
         return x

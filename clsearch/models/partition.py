@@ -13,14 +13,15 @@ from clsearch.models.base import Backbone, Params
 def free_rows(params: Params, backbone: Backbone, free: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Masks of W_free: the weights and biases that lead into free neurons (CLNP alg. 1).
 
-    `free[layer]` is bool `[units]`. A parameter without any free entry is left out.
+    `free[layer]` is bool `[units]`; a free neuron frees all its rows. A parameter without any free
+    entry is left out.
     """
     masks = {}
     for layer in backbone.unit_layers:
         if free[layer.name].any():
-            weight = params[layer.weight]
-            masks[layer.weight] = free[layer.name].view(-1, *[1] * (weight.ndim - 1))
-            masks[layer.bias] = free[layer.name]
+            weight, rows = params[layer.weight], layer.by_row(free[layer.name])
+            masks[layer.weight] = rows.view(-1, *[1] * (weight.ndim - 1))
+            masks[layer.bias] = rows
     return masks
 
 
@@ -37,7 +38,7 @@ def without_interference(
             continue
         weight = result[layer.outgoing]
         inactive = ~active[layer.name].repeat_interleave(layer.fan)
-        interference = active[following.name][:, None] & inactive[None, :]
+        interference = following.by_row(active[following.name])[:, None] & inactive[None, :]
         interference = interference.view(*interference.shape, *[1] * (weight.ndim - 2))
         result[layer.outgoing] = torch.where(interference, weight.new_zeros(()), weight)
     return result

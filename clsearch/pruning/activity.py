@@ -19,12 +19,14 @@ def mean_activity(
     gates: Gates | None,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """By unit layer, float64 `[units]`: E_S[N_l], each neuron's mean activation over all of `data`.
+    """By unit layer, float64 `[units]`: E_S[|N_l|], a neuron's mean magnitude over all of `data`.
 
-    CLNP §2.2. A channel's mean runs over space too (activations `[B, units, …]`). Sums are kept in
-    float64, so that `batch_size` shows in the rounding of single activations at most. A neuron
-    silenced by `gates` has activity 0. Raises `KeyError` for a backbone parameter missing in
-    `params`.
+    CLNP alg. 1. §2.2 leaves the bars out, which is the same for ReLU, but not for activations that
+    may be negative. A channel's mean runs over space too (activations `[B, units, …]`). Neurons
+    that compete (`UnitLayer.group`) all have the largest mean of their group, so that a threshold
+    silences whole groups. A neuron silenced by `gates` counts as 0. Sums are kept in float64, so
+    that `batch_size` shows in the rounding of single activations at most. Raises `KeyError` for a
+    backbone parameter missing in `params`.
     """
     own = {name: params[name] for name, _ in backbone.named_parameters()}
     gates = {layer: gate.to(data.inputs.device) for layer, gate in (gates or {}).items()}
@@ -36,8 +38,16 @@ def mean_activity(
             functional_call(backbone, own, (batch.x, tap))
             for layer, activation in tap.activations.items():
                 others = [0, *range(2, activation.ndim)]
-                total = activation.sum(others, dtype=torch.float64)
+                total = activation.abs().sum(others, dtype=torch.float64)
                 sums[layer] = sums[layer] + total if layer in sums else total
                 seen = activation.numel() // activation.shape[1]
                 places[layer] = places.get(layer, 0) + seen
-    return {layer: total / places[layer] for layer, total in sums.items()}
+    return {
+        unit.name: _shared(sums[unit.name] / places[unit.name], unit.group)
+        for unit in backbone.unit_layers
+    }
+
+
+def _shared(activity: Tensor, group: int) -> Tensor:
+    """`[units]` to the same, each neuron with the largest activity of its group."""
+    return activity.view(-1, group).amax(1).repeat_interleave(group)

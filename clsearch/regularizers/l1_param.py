@@ -48,7 +48,7 @@ class L1Param(Regularizer):
         factors = [1.0] * (n + 1) if options.layers is None else options.layers
         if len(factors) != n + 1 or not all(0 <= f < math.inf for f in factors):
             raise InputError(
-                "l1_param.layers",
+                "layers",
                 factors,
                 f"{n + 1} factors of 0 or more: one for each unit layer ({n}), one for the output",
             )

@@ -38,13 +38,11 @@ def trial_key(
     seed: int,
     shared_head: bool,
     hyperparameters: Hyperparameters,
-    unlabelled: Mapping[str, str] | None = None,
 ) -> str:
     """The content key of a trial: whatever can change its result is in it, and nothing else.
 
     That is: the experiment's name (it names the randomness), the seed, the chain's label, method,
-    regularisers and backbone with their versions and options, the digests of the `unlabelled`
-    sources that the method looks at, training, the resolution of the
+    regularisers and backbone with their versions and options, training, the resolution of the
     scan, the task with the digest of its data and its head rule, the parent's commit and the
     version of the code's arithmetic. The margin, the rest of the grid, resources and tracking are
     not.
@@ -63,7 +61,6 @@ def trial_key(
         "shared_head": shared_head,
         "parent": parent,
         "hyperparameters": dict(hyperparameters),
-        "unlabelled": dict(unlabelled or {}),
     }
     return digest(content)
 
@@ -74,9 +71,15 @@ def _part(plugin: Method | Regularizer | Backbone) -> dict[str, Any]:
     return {"name": plugin.name, "version": plugin.version, "options": options}
 
 
-def commit_key(trial: str, threshold: float | None) -> str:
-    """The content key of a chain's state after a task: a trial, pruned at θ (None: not pruned)."""
-    return digest({"schema": SCHEMA, "trial": trial, "threshold": threshold})
+def commit_key(
+    trial: str, threshold: float | None, unlabelled: Mapping[str, str] | None = None
+) -> str:
+    """The content key of a chain's state after a task: a trial, pruned at θ (None: not pruned).
+
+    `unlabelled` are the digests of the images, by source, that the method looked at beside.
+    """
+    content = {"schema": SCHEMA, "trial": trial, "threshold": threshold}
+    return digest(content | ({"unlabelled": dict(unlabelled)} if unlabelled else {}))
 
 
 CPU_PACKS = ((300, 16), (400, 8))
@@ -94,13 +97,11 @@ def pack_size(
     """The most members to train together, from the architecture and the device."""
     if wanted != "auto":
         return wanted
-    widest = max(u.units for u in backbone.unit_layers)
+    rows = [u.units * u.rows for u in backbone.unit_layers]
     if device == "cpu":
-        return next((k for units, k in CPU_PACKS if widest <= units), 1)
+        return next((k for widest, k in CPU_PACKS if max(rows) <= widest), 1)
     weights = sum(p.numel() for p in backbone.parameters())
-    activations = batch_size * (
-        math.prod(backbone.shape) + sum(u.units for u in backbone.unit_layers)
-    )
+    activations = batch_size * (math.prod(backbone.shape) + sum(rows))
     return max(1, min(CUDA_PACK, CUDA_BYTES // (4 * (6 * weights + 4 * activations))))
 
 

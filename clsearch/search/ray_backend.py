@@ -257,7 +257,10 @@ class _Relay(tune.Callback):  # type: ignore[misc]
             self.error = ClsearchError(f"progress could not be reported: {error!r}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        text = str(trial.get_error() or "")
         reason = f"its worker died {RETRIES + 1} times"
+        if "RayTaskError" in text:  # it lived, and raised outside of any trial
+            reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
         self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:

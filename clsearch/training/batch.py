@@ -104,6 +104,12 @@ class DeviceData:
         targets = {name: value.index_select(0, index) for name, value in self.targets.items()}
         return Batch(self.transform.normalise(pixels), labels, group, targets)
 
+    def part(self, index: Tensor) -> DeviceData:
+        """The samples at `index` int64 `[n]`."""
+        group = None if self.group is None else self.group[index]
+        targets = {name: value[index] for name, value in self.targets.items()}
+        return DeviceData(self.inputs[index], self.labels[index], group, self.transform, targets)
+
     def batches(self, size: int) -> Iterator[Batch]:
         """All samples in order, `size` at a time."""
         for i in range(0, len(self), size):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,14 +53,19 @@ class TrainingEvidence(Evidence):
 
     def _images(self, source: str, classes: Sequence[str]) -> DeviceData:
         train = self.data.train
-        if source != "train":
-            images = self.unlabelled(source)
-            return replace(train, inputs=images, labels=images.new_zeros(len(images)).long())
-        if not classes:
-            return train
-        wanted = torch.tensor([self.task.classes.index(name) for name in classes])
-        kept = torch.isin(train.labels, wanted).nonzero().squeeze(1)
-        return replace(train, inputs=train.inputs[kept], labels=train.labels[kept])
+        if len(self.data.readout.heads) > 1 and (classes or source != "train"):
+            raise ValueError("other images and single classes are for one output layer")
+        if source == "train":
+            if not classes:
+                return train
+            wanted = torch.tensor([self.task.classes.index(name) for name in classes])
+            kept = torch.isin(train.labels, wanted).nonzero().squeeze(1)
+            return train.part(kept)
+        images = self.unlabelled("test-inputs" if source == "both" else source)
+        if source == "both":
+            images = torch.cat([train.inputs, images])
+        labels = images.new_zeros(len(images)).long()
+        return DeviceData(images, labels, None, train.transform)
 
     def neuron_importance(self) -> dict[str, Tensor]:
         return neuron_importance(

@@ -26,10 +26,10 @@ Stack = dict[str, Tensor]
 """Trained parameters of a pack by name, `[K, …]`."""
 
 
-def remembered(regularizer: Regularizer, memory: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A regulariser's part of a chain's memory, by its own names."""
+def state_of(regularizer: Regularizer, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A regulariser's part of `ChainState.regularizer_state`, by its own names."""
     prefix = f"{regularizer.name}."
-    return {n.removeprefix(prefix): v for n, v in memory.items() if n.startswith(prefix)}
+    return {n.removeprefix(prefix): v for n, v in states.items() if n.startswith(prefix)}
 
 
 def _gradient(losses: Tensor, leaves: Stack, keep: bool = False) -> Stack:
@@ -59,7 +59,7 @@ class Gradient:
 class Objective:
     """What a pack minimises: the method and regularisers over a backbone, from a start.
 
-    `memory` is what the regularisers remember of earlier tasks (`ChainState.memory`).
+    `regularizer_state` is what the regularisers remember of earlier tasks.
     """
 
     backbone: Backbone
@@ -67,12 +67,14 @@ class Objective:
     regularizers: Sequence[Regularizer]
     start: Start
     readout: Readout
-    memory: Mapping[str, Tensor] = field(default_factory=dict)
+    regularizer_state: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def differentiated(self) -> list[tuple[Regularizer, Mapping[str, Tensor]]]:
         """The regularisers that autograd differentiates, each with what it remembers."""
-        return [(r, remembered(r, self.memory)) for r in self.regularizers if not r.analytic]
+        return [
+            (r, state_of(r, self.regularizer_state)) for r in self.regularizers if not r.analytic
+        ]
 
     @property
     def plain(self) -> bool:

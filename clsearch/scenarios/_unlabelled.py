@@ -11,30 +11,34 @@ from torch import Tensor
 from clsearch.data.base import Source, data_root
 from clsearch.errors import InputError
 from clsearch.plugins import discover
+from clsearch.scenarios.base import ScenarioOptions, Task
+
+TEST_INPUTS = "test-inputs"
+"""The source that is a task's test images without their labels."""
 
 
-def load_unlabelled(
-    name: str, shape: tuple[int, int, int], scale: float, root: str | None, field: str
-) -> Tensor:
+def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str) -> Tensor:
     """Images uint8 `[N, C, H, W]` of a source's training part, or of a `.npy` file.
 
-    `scale` is the pixel value that counts as 1. Raises `InputError` under `field` for a name that
-    is neither, a file that cannot be read, and images of another shape or scale.
+    `options` say where data lies. Raises `InputError` under `field` for a name that is neither, a
+    file that cannot be read, and images that are not like the task's: of another shape, or with
+    other pixel values.
     """
     known = discover("clsearch.data", Source)
     allowed = f"a source ({', '.join(known)}) or a .npy file of uint8 images [N, C, H, W]"
     if name in known:
-        raw = known[name]().load(data_root(root), download=False)
+        raw = known[name]().load(data_root(options.root), options.download)
         images: Tensor = raw.train.inputs
-        if tuple(images.shape[1:]) == shape and raw.scale != scale:
-            raise InputError(field, name, f"images whose pixels count up to {scale:g}")
+        if tuple(images.shape[1:]) == task.shape and raw.scale != task.transform.scale:
+            allowed = f"images whose pixels count up to {task.transform.scale:g}"
+            raise InputError(field, name, allowed, f"These count up to {raw.scale:g}.")
     elif name.endswith(".npy"):
         images = _read(Path(name).expanduser(), field, allowed)
     else:
         raise InputError(field, name, allowed)
-    if tuple(images.shape[1:]) != shape or not len(images):
+    if tuple(images.shape[1:]) != task.shape or not len(images):
         found = "x".join(map(str, images.shape))
-        wanted = "x".join(map(str, shape))
+        wanted = "x".join(map(str, task.shape))
         raise InputError(field, name, f"images of {wanted}, as the tasks have", f"It is {found}.")
     return images
 

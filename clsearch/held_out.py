@@ -1,0 +1,54 @@
+"""The data that no trial sees: test samples, kept validation samples, images without labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from clsearch.data.base import Samples
+from clsearch.scenarios._unlabelled import TEST_INPUTS
+from clsearch.scenarios.base import Scenario, Task
+from clsearch.training.batch import DeviceData
+
+
+class HeldOut:
+    """The samples of a scenario for models already selected; each is made once.
+
+    `sources` are the images of the unlabelled sources, uint8 `[N, C, H, W]`.
+    """
+
+    def __init__(self, scenario: Scenario, sources: Mapping[str, Tensor]) -> None:
+        self.scenario, self.sources = scenario, sources
+        self._tests: dict[int, DeviceData] = {}
+        self._validations: dict[int, DeviceData] = {}
+
+    def test(self, task: Task) -> DeviceData:
+        """The test samples of a task: opened here and nowhere else."""
+        if task.number not in self._tests:
+            self._tests[task.number] = _plain(self.scenario.test(task.number), task)
+        return self._tests[task.number]
+
+    def validation(self, task: Task) -> DeviceData:
+        """The validation samples of a task."""
+        if task.number not in self._validations:
+            samples = self.scenario.data(task.number).validation
+            self._validations[task.number] = _plain(samples, task)
+        return self._validations[task.number]
+
+    def unlabelled(self, source: str, task: Task) -> Tensor:
+        """The images of a source as `task` sees them, uint8 `[N, C, H, W]`."""
+        if source == TEST_INPUTS:
+            return self.test(task).inputs
+        images, order = self.sources[source], task.transform.permutation
+        return images if order is None else images.flatten(2)[:, :, order].view_as(images)
+
+    def digest(self, source: str, task: Task) -> str:
+        """The SHA-256 of those images."""
+        images = self.unlabelled(source, task).contiguous()
+        return hashlib.sha256(images.numpy().data).hexdigest()
+
+
+def _plain(samples: Samples, task: Task) -> DeviceData:
+    return DeviceData(samples.inputs, samples.labels, None, task.transform)
