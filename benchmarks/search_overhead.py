@@ -47,7 +47,7 @@ class Silent:
 class InProcess:
     """A searcher without workers: one pack after the other, here."""
 
-    workers, device = 1, "cpu"
+    workers, device, memory = 1, "cpu", None
 
     def run(
         self,

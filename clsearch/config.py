@@ -168,7 +168,7 @@ class SearchConfig(Strict):
 class SelectionConfig(Strict):
     """The CLNP selector: the sparsest model within the margin."""
 
-    margin: float = Field(
+    margin: Annotated[float, BeforeValidator(_no_truth)] = Field(
         1.0,
         ge=0,
         le=100,

@@ -165,7 +165,7 @@ def save_export(
     model. Raises `InputError` for another suffix, for files that exist unless `force`, and for a
     folder that cannot be written; `StoreError` for a full disk. A failure leaves nothing new.
     """
-    _check_suffix(path)
+    _check_suffix(path, "--to")
     taken = sorted(_OWN & metadata.keys())
     if taken:
         raise ValueError(f"metadata may not hold {', '.join(taken)}: the description has it")
@@ -173,7 +173,7 @@ def save_export(
     for file in (path, beside):
         if file.exists() and not force:
             raise InputError(
-                "output", str(file), "a file that does not exist yet", "Use --force to replace it."
+                "--to", str(file), "a file that does not exist yet", "Use --force to replace it."
             )
     described = {**model.describe(), **metadata, "file": path.name}
     text = json.dumps(described, indent=2, allow_nan=False)
@@ -235,7 +235,7 @@ def load_export(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     is not what was written, or holds pickled objects: nothing is unpickled but sample inputs, as
     plain tensors. Still, a `.pt2` is a program: load those you trust.
     """
-    _check_suffix(path)
+    _check_suffix(path, "model")
     try:
         content = path.read_bytes()
         if path.suffix == ".pt2":
@@ -351,9 +351,9 @@ def _rebuild(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stan
     return StandaloneModel(backbone, params, head, gates, task)
 
 
-def _check_suffix(path: Path) -> None:
+def _check_suffix(path: Path, field: str) -> None:
     if path.suffix not in SUFFIXES:
-        raise InputError("model", str(path), f"a file name ending in {' or '.join(SUFFIXES)}")
+        raise InputError(field, str(path), f"a file name ending in {' or '.join(SUFFIXES)}")
 
 
 def _write(files: Mapping[Path, bytes]) -> None:
@@ -369,7 +369,7 @@ def _write(files: Mapping[Path, bytes]) -> None:
         folder = next(iter(files)).parent
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(f"{folder}: {error.strerror}; nothing was exported") from error
-        raise InputError("output", str(folder), "a folder to write to", str(error)) from error
+        raise InputError("--to", str(folder), "a folder to write to", str(error)) from error
     finally:
         for file in temporary.values():
             if os.path.lexists(file):

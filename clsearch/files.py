@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,13 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             raise
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def program_path(name: str) -> str:
+    """Where a program lies that was installed with this Python, as short as it can be typed."""
+    path = Path(sys.executable).with_name(name)
+    near = os.path.relpath(path)
+    return near if len(near) < len(str(path)) and not near.startswith("..") else str(path)
 
 
 def cores() -> int:

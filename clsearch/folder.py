@@ -52,9 +52,11 @@ def claim(out: Path, config: Config) -> None:
         writable = os.access(out, os.W_OK | os.X_OK)
         empty = not any(out.iterdir())
     except OSError as error:
-        raise InputError("--out", str(out), "a folder that can be written", str(error)) from error
+        step = f"{error.strerror}. Choose another --out."
+        raise InputError("--out", str(out), "a folder that can be written", step) from error
     if not writable:
-        raise InputError("--out", str(out), "a folder that can be written")
+        step = "There is no permission to write it. Choose another --out."
+        raise InputError("--out", str(out), "a folder that can be written", step)
     if saved.exists():
         theirs, ours = load_config(saved).identity(), config.identity()
         if theirs != ours:
@@ -66,7 +68,8 @@ def claim(out: Path, config: Config) -> None:
                 f"It belongs to another config ({', '.join(parts)} differ). Choose another --out.",
             )
     elif not empty:
-        raise InputError("--out", str(out), "an empty or new folder, or that of a run")
+        allowed = "an empty or new folder, or that of a run"
+        raise InputError("--out", str(out), allowed, "Choose another --out.")
 
 
 def write_config(out: Path, config: Config) -> None:

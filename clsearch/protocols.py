@@ -96,6 +96,8 @@ class Searcher(Protocol):
     """Packs that can train at the same time."""
     device: str
     """Where packs train: cpu or cuda."""
+    memory: int | None
+    """Bytes of a GPU's memory that one pack can count on; None on a CPU."""
 
     def run(
         self,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Sequence
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ from rich.console import Console
 
 from clsearch.config import Config
 from clsearch.errors import ClsearchError, DamagedError, InputError, InterruptedRunError, unknown
-from clsearch.files import atomic_write, in_use
+from clsearch.files import atomic_write, in_use, program_path
 from clsearch.folder import (
     claimed,
     open_store,
@@ -106,7 +109,7 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
             write_config(out, config)
             search.store.sweep()
             tracker.start(search.info())
-            with ConsoleProgress(console) as progress:
+            with watched(_command("resume", out)), ConsoleProgress(console) as progress:
                 found = search.run(searcher, tracker, progress)
         finally:
             searcher.close()
@@ -130,6 +133,26 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
         )
     _print_end(found, out, ui_command(out, config.tracking.uri), console)
     return failed
+
+
+WATCH = "import sys\nif not sys.stdin.read(): print(sys.argv[1], file=sys.stderr)"
+"""Waits until its input ends, and speaks if nothing was said there."""
+
+
+@contextlib.contextmanager
+def watched(resume: str) -> Iterator[None]:
+    """Has the way to go on printed if this process ends without a word: it was killed, or Ray ended
+    it, which it does when its own processes die."""
+    text = f"clsearch: the run was killed, or Ray's own processes died. Go on with: {resume}"
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", WATCH, text],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+    try:
+        yield
+    finally:
+        watcher.communicate(b"it ended by itself")
 
 
 def _summary(results: Sequence[TaskResult]) -> dict[str, float]:
@@ -177,7 +200,9 @@ def _print_end(found: Results, out: Path, ui: str, console: Console) -> None:
 
 
 def _command(verb: str, out: Path, *rest: str) -> str:
-    return shlex.join(["clsearch", verb, str(out), *rest])
+    """A command of clsearch as it can be typed here: by its path, where it is not on the PATH."""
+    program = "clsearch" if shutil.which("clsearch") else program_path("clsearch")
+    return shlex.join([program, verb, str(out), *rest])
 
 
 def print_status(out: Path, console: Console) -> None:
@@ -227,10 +252,10 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
     run_config(out)
     if not 0 <= margin <= 100:
         raise InputError("--margin", margin, "percentage points from 0 to 100")
-    if to is not None and to.exists() and not force:
-        raise InputError("--to", str(to), "a file that does not exist yet", "Or add --force.")
-    if to is not None and not (to.absolute().parent.is_dir() and not to.is_dir()):
-        raise InputError("--to", str(to), "a file in a folder that exists")
+    if to is not None:
+        _check_target(to)
+        if to.exists() and not force:
+            raise InputError("--to", str(to), "a file that does not exist yet", "Or add --force.")
     records, old = records_of(out), {}
     for result in results_of(out):
         old[(result.selection.task, str(result.selection.chain))] = result.selection
@@ -268,6 +293,14 @@ def _outcome(s: Selection) -> str:
     )
 
 
+def _check_target(to: Path) -> None:
+    """Raises `InputError` for a file that cannot be written because of where it is."""
+    folder = to.absolute().parent
+    if to.is_dir() or not folder.is_dir():
+        step = "It is a folder." if to.is_dir() else f"There is no folder {folder}."
+        raise InputError("--to", str(to), "a file in a folder that exists", step)
+
+
 def export_selected(
     out: Path, method: str, task: int, seed: int | None, to: Path, force: bool
 ) -> tuple[Path, dict[str, Any]]:
@@ -277,8 +310,7 @@ def export_selected(
     from clsearch.system import build_scenario, build_system
 
     config = run_config(out)
-    if to.is_dir() or not to.absolute().parent.is_dir():
-        raise InputError("--to", str(to), "a file in a folder that exists")
+    _check_target(to)
     labels = [m.chain_name for m in config.methods]
     if method not in labels:
         raise unknown("--method", method, labels)
@@ -294,11 +326,13 @@ def export_selected(
     if result is None or result.commit is None:
         there = ", ".join(str(r.selection.task) for r in mine) or "none so far"
         raise InputError("--task", task, f"a task with a selected model of {method}: {there}")
-    stored = read_commit(open_store(out), result.commit)
+    again = f"Make it again: {_command('resume', out)}"
+    try:
+        stored = read_commit(open_store(out), result.commit)
+    except DamagedError as error:
+        raise DamagedError(f"{error}. {again}") from error
     if stored is None:
-        raise DamagedError(
-            f"the checkpoint {result.commit} is missing. Make it again: {_command('resume', out)}"
-        )
+        raise DamagedError(f"the checkpoint {result.commit} is missing. {again}")
     described = build_scenario(config).tasks[task - 1]
     system = build_system(config, labels.index(method), described.shape)
     model = model_of(system, stored[0], described)

@@ -235,6 +235,7 @@ class Search:
                 self.config.resources.pack,
                 self.searcher.device,
                 self.config.training.batch_size,
+                self.searcher.memory,
             )
             parts = tuple(p.task.number for p in self._parts(c, data, task))
             for pack in packs(len(missing), size, self.searcher.workers / len(trials)):

@@ -16,11 +16,14 @@ import os
 import platform
 import re
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -37,6 +40,7 @@ from clsearch.audit import (
     words,
 )
 from clsearch.errors import DamagedError, InputError
+from clsearch.files import program_path
 from clsearch.outbox import FINISH, Courier, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
 
@@ -88,6 +92,12 @@ class MLflowTracker:
             raise InputError(
                 "tracking.uri", uri, "an address that starts with " + ", ".join(SCHEMES)
             )
+        if uri is not None and "://" in uri and re.match(r"[^/]*//[^/]*@", uri):
+            step = "Put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+            shown = re.sub("//[^/@]*@", "//…@", uri)
+            raise InputError("tracking.uri", shown, "an address without name and password", step)
+        if uri is not None and uri.startswith("http") and not urlsplit(uri).hostname:
+            raise InputError("tracking.uri", uri, "an address with a host, like http://HOST:5000")
         receiver = "local" if uri is None else f"server-{digest(re.sub('//[^/@]*@', '//', uri))}"
         ledger = Ledger(out / "checkpoints" / "delivered" / f"{receiver}.txt")
         if uri is None and not (out / "mlflow.db").exists():
@@ -490,9 +500,10 @@ def store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
 def ui_command(out: Path, uri: str | None = None) -> str:
     """The shell command that opens the MLflow UI for this output folder."""
     if uri is not None and uri.startswith("http"):
-        return f"python -m webbrowser {shlex.quote(uri)}"
+        return f"{shlex.quote(sys.executable)} -m webbrowser {shlex.quote(uri)}"
     store = shlex.quote(store_of(out, uri)[0])
-    server = "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1"
+    program = "mlflow" if shutil.which("mlflow") else shlex.quote(program_path("mlflow"))
+    server = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {program} server --workers 1"
     return f"{server} --backend-store-uri {store}"
 
 

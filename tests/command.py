@@ -18,10 +18,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment without anything that changes what the command does."""
+    """This environment without anything that changes what the command does, and with its programs
+    on the path."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "TUNE_"))}
     kept.pop("CLSEARCH_DATA", None)
-    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+    path = os.pathsep.join([str(Path(CLSEARCH).parent), os.environ.get("PATH", "")])
+    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1", **more}
 
 
 def clsearch(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -225,6 +225,7 @@ class SerialSearcher:
     """
 
     device = "cpu"
+    memory = None
 
     def __init__(self, workers: int = 1, stop_after: int | None = None) -> None:
         self.workers, self.stop_after = workers, stop_after

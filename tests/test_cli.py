@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -520,3 +521,55 @@ def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> N
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_a_run_that_ends_without_a_word_has_the_way_on_printed(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from clsearch.run import watched
+with watched("clsearch resume somewhere"):
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), 9)
+"""
+    for how, code_wanted, wanted in (("killed", -9, "clsearch resume somewhere"), ("ended", 0, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, how],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == code_wanted
+        assert done.stderr.strip().endswith(wanted)
+        assert bool(done.stderr) == bool(wanted)
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("http://user:secret@127.0.0.1:5", "MLFLOW_TRACKING_USERNAME"),
+        ("http://", "a host"),
+    ],
+)
+def test_an_address_with_a_password_or_without_a_host_is_refused(
+    call: Any, tmp_path: Path, uri: str, said: str
+) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    ended = call("run", config, "--out", tmp_path / "out", "--tracking-uri", uri)
+    assert ended.code == 2
+    assert said in ended.err
+    assert "secret" not in ended.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_of_a_damaged_commit_says_how_to_mend_it(
+    searched: tuple[Path, str], call: Any, tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(searched[0], out)
+    chosen = json.loads((out / "selections.json").read_text())[0]
+    state = out / "checkpoints" / "commits" / chosen["commit"] / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    to = tmp_path / "model.pt2"
+    ended = call("export", out, "--method", chosen["method"], "--task", chosen["task"], "--to", to)
+    assert ended.code == 1
+    assert "SHA-256" in ended.err
+    assert f"clsearch resume {out}" in ended.err
+    assert not to.exists()

@@ -103,6 +103,8 @@ def test_a_driver_killed_again_and_again(config: Path, undisturbed: Path, tmp_pa
         assert len(after) > len(before)
     resumed(out, undisturbed)
     assert not list((out / "checkpoints").rglob(".new-*"))
+    for driver in drivers:
+        assert not list(Path("/tmp").glob(f"clsearch-ray-{driver.process.pid}-*"))
     assert [driver.survivors(90) for driver in drivers] == [[]] * len(drivers)
 
 
@@ -165,6 +167,21 @@ def test_a_worker_killed_in_the_middle_of_a_trial(
     assert driver.survivors() == []
 
 
+def test_the_death_of_ray_itself_says_how_to_go_on(
+    driver: Driver, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Ray then ends this process from within, without a word to Python."""
+    out = tmp_path / "out"
+    driver.until(lambda: journal(out))
+    (raylet,) = [p for p in driver.descendants() if p.name() == "raylet"]
+    raylet.kill()
+    assert driver.wait(60) == 1
+    assert driver.survivors(90) == []
+    said = f"clsearch: the run was killed, or Ray's own processes died. Go on with: clsearch resume {out}"  # noqa: E501
+    assert driver.stderr.splitlines()[-1] == said
+    resumed(out, undisturbed)
+
+
 def test_damaged_checkpoints_are_named_once_and_made_again(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +199,7 @@ def test_damaged_checkpoints_are_named_once_and_made_again(
     refused = clsearch("select", out, "--margin", "1")
     assert refused.returncode == 1
     assert refused.stderr.count("SHA-256") == 1
+    assert refused.stderr.endswith(f"`clsearch resume {out}` makes it again.\n")
     assert "Traceback" not in refused.stderr
     done = clsearch("resume", out)
     assert (done.returncode, done.stderr) == (0, "")

@@ -233,7 +233,7 @@ def test_a_member_trains_the_same_in_any_pack(name: str, shared: bool, optimizer
 @everywhere
 @pytest.mark.parametrize(
     ("optimizer", "rate"),
-    [("sgd", 1e9), ("adam", 1e30), ("adam", math.nan), ("sgd", math.inf)],
+    [("sgd", 1e9), ("adam", 1e9), ("adam", 1e30), ("adam", math.nan), ("sgd", math.inf)],
 )
 def test_a_broken_member_ends_alone(name: str, shared: bool, optimizer: str, rate: float) -> None:
     training = {"epochs": 3, "batch_size": 8, "optimizer": optimizer}
@@ -242,15 +242,10 @@ def test_a_broken_member_ends_alone(name: str, shared: bool, optimizer: str, rat
     sound = [{n: v * (1 + k) for n, v in chain.defaults.items()} for k in range(2)]
     wanted = chain.train(start, 2, sound)
     first, broken, last = chain.train(start, 2, [sound[0], {**sound[0], "lr": rate}, sound[1]])
-    if rate == 1e9 and broken.params is not None:
-        # One step may silence every neuron for good; what is left is huge, and finite.
-        assert max(float(v.abs().max()) for v in broken.params.values()) > 1e6
-        assert all(v.isfinite().all() for v in broken.params.values())
-    else:
-        assert broken.params is None
-        assert broken.accuracy is None
-        assert "not finite" in broken.reason
-        assert "epoch" in broken.reason
+    assert broken.params is None
+    assert broken.accuracy is None
+    assert "not finite" in broken.reason or "diverged" in broken.reason
+    assert "epoch" in broken.reason
     for got, alone in zip((first, last), wanted, strict=True):
         assert got.params is not None
         assert alone.params is not None

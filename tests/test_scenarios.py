@@ -16,7 +16,7 @@ from torch import Tensor
 from clsearch.data.base import RawData, Samples
 from clsearch.errors import InputError
 from clsearch.plugins import discover
-from clsearch.scenarios.base import Scenario, Task
+from clsearch.scenarios.base import InputTransform, Scenario, Task
 
 SCENARIOS = discover("clsearch.scenarios", Scenario)
 EVERY = [
@@ -356,3 +356,11 @@ def test_unknown_sources_and_task_numbers_are_refused(name: str) -> None:
             scenario.data(number)
         with pytest.raises(InputError, match="1 to 5"):
             scenario.test(number)
+
+
+def test_normalising_changes_no_input() -> None:
+    transform = InputTransform(255.0, (0.5,), (0.25,))
+    pixels = torch.full((1, 1, 2, 2), 255.0)
+    for _ in range(2):
+        assert transform.normalise(pixels).flatten().tolist() == [2.0] * 4
+    assert pixels.flatten().tolist() == [255.0] * 4

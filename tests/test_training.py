@@ -357,3 +357,13 @@ def test_pack_size_follows_width_and_device() -> None:
     weights = 784 * wide + wide + wide * wide + wide
     assert 4 * 6 * weights > CUDA_BYTES  # one member alone is over the limit
     assert size([wide, wide], "auto", "cuda") == 1
+
+
+def test_pack_size_follows_the_memory_of_a_gpu() -> None:
+    """784·1000 + 1000 weights, 64·(784 + 1000) activations: 4·(6·785,000 + 4·114,176) bytes each."""
+    member = 4 * (6 * 785_000 + 4 * 64 * 1784)
+    network = MLP(MLPOptions(hidden=[1000]), (1, 28, 28))
+    for fitting in (1, 3, 7):
+        memory = 2 * fitting * member  # half of it is for the data
+        assert pack_size(network, "auto", "cuda", 64, memory) == fitting
+        assert pack_size(network, "auto", "cuda", 64, memory - 2) == max(1, fitting - 1)

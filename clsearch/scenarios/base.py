@@ -34,7 +34,8 @@ class InputTransform:
         mean, std = (
             torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (self.mean, self.std)
         )
-        return pixels.float().div_(self.scale).sub_(mean).div_(std)
+        copy = pixels.to(torch.float32, copy=True)
+        return copy.div_(self.scale).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True)

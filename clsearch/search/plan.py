@@ -88,13 +88,20 @@ narrow layers is mostly the cost of calls, which a pack shares; wider layers fil
 
 CUDA_PACK = 32
 CUDA_BYTES = 4 << 30
-"""Memory one pack may take on a GPU: K copies of weights, gradients, moments and activations."""
+"""Memory one pack may take on a GPU, at most: K copies of weights, gradients, moments and activations."""
 
 
 def pack_size(
-    backbone: Backbone, wanted: int | Literal["auto"], device: str, batch_size: int
+    backbone: Backbone,
+    wanted: int | Literal["auto"],
+    device: str,
+    batch_size: int,
+    memory: int | None = None,
 ) -> int:
-    """The most members to train together, from the architecture and the device."""
+    """The most members to train together, from the architecture, the device and its memory.
+
+    `memory` is what a pack may take of a GPU, in bytes; a share of it is left to the data.
+    """
     if wanted != "auto":
         return wanted
     rows = [u.units * u.rows for u in backbone.unit_layers]
@@ -102,7 +109,8 @@ def pack_size(
         return next((k for widest, k in CPU_PACKS if max(rows) <= widest), 1)
     weights = sum(p.numel() for p in backbone.parameters())
     activations = batch_size * (math.prod(backbone.shape) + sum(rows))
-    return max(1, min(CUDA_PACK, CUDA_BYTES // (4 * (6 * weights + 4 * activations))))
+    budget = CUDA_BYTES if memory is None else min(CUDA_BYTES, memory // 2)
+    return max(1, min(CUDA_PACK, budget // (4 * (6 * weights + 4 * activations))))
 
 
 def packs(trials: int, size: int, share: float) -> list[range]:

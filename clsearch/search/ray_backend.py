@@ -21,6 +21,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
@@ -52,6 +53,22 @@ RETRIES = 3
 """How often a pack is started again when its worker dies."""
 
 PROBE_TIMEOUT = 5.0
+
+
+FOLDER = "clsearch-ray-"
+"""What Ray's folders begin with; the number of the process that made them comes next."""
+
+
+def _sweep() -> None:
+    """Deletes the folders of runs that were killed."""
+    for folder in Path("/tmp").glob(f"{FOLDER}*-*"):
+        number = folder.name.removeprefix(FOLDER).partition("-")[0]
+        with contextlib.suppress(OSError, ValueError):
+            if folder.stat().st_uid == os.getuid():
+                try:
+                    os.kill(int(number), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -105,9 +122,11 @@ class RaySearcher:
         if resources.device == "cuda" and not gpus:
             raise InputError("resources.device", "cuda", "cpu, or auto: Ray sees no GPU here")
         self.device = "cuda" if gpus and resources.device != "cpu" else "cpu"
-        self.bundle = {"CPU": 1.0}
+        self.bundle, self.memory = {"CPU": 1.0}, None
         if self.device == "cuda":
             self.bundle["GPU"] = resources.gpus
+            asked = ray.remote(num_cpus=1, num_gpus=resources.gpus)(_gpu_memory).remote()
+            self.memory = int(ray.get(asked) * resources.gpus)
         self.workers = max(
             1, int(min(total.get(k, 0.0) / v + 1e-9 for k, v in self.bundle.items()))
         )
@@ -115,7 +134,8 @@ class RaySearcher:
     def _start_local(self, resources: ResourcesConfig) -> None:
         # A folder of its own: Ray's default one belongs to whoever came first on this machine, and
         # is never emptied. In /tmp, because the path of a socket may have 107 characters.
-        self._folder = tempfile.mkdtemp(prefix="clsearch-ray-", dir="/tmp")
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp")
         try:
             ray.init(
                 address="local",
@@ -140,7 +160,7 @@ class RaySearcher:
     ) -> Mapping[str, str]:
         """Trains every job in one Tune run; see `clsearch.protocols.Searcher`."""
         relay = _Relay(on_record)
-        folder = tempfile.mkdtemp(prefix="clsearch-tune-")
+        folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp")
         trainable = tune.with_parameters(
             _train,
             config=config,
@@ -198,6 +218,13 @@ class RaySearcher:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def _gpu_memory() -> int:
+    """Bytes of the GPU that a worker is given."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[1])
+
+
 def _join(address: str) -> None:
     """Connects to a running cluster. Raises `InputError` where none answers, within seconds."""
     allowed = "auto, or HOST:PORT of a running Ray cluster"
@@ -207,7 +234,10 @@ def _join(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
-        raise InputError("--address", address, allowed, f"The reason: {said}") from error
+        step = f"The reason: {said}"
+        if os.environ.get("RAY_AUTH_MODE") != "token":
+            step += ". If the cluster wants a token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=…"
+        raise InputError("--address", address, allowed, step) from error
 
 
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))

@@ -16,6 +16,12 @@ from clsearch.training.update import PackOptimizer
 
 EVALUATION_BATCH = 1000
 
+DIVERGED = 10.0
+"""A member has diverged whose mean cross-entropy over its last epoch is so many times a guess's."""
+
+HUGE = 1e6
+"""So has one with a weight larger than this."""
+
 
 @dataclass
 class Trained:
@@ -37,6 +43,7 @@ class Trained:
 class _Best:
     accuracy: float = -1.0
     epoch: int = 0
+    entropy: float = 0.0
     params: Params = field(default_factory=dict)
     running: Params = field(default_factory=dict)
 
@@ -52,7 +59,8 @@ def train_pack(
 
     All members share initial weights and the order of the samples (common random numbers). A
     member whose loss or weights stop being finite is yielded with the reason and dropped, and so
-    is one that stops early; the others go on bit for bit as if alone.
+    is one that stops early; the others go on bit for bit as if alone. One that ends with finite
+    weights and a cross-entropy far above a guess's has diverged, and is yielded with that reason.
     """
     device = data.train.inputs.device
     pack = _Pack(objective, hypers, config, device)
@@ -81,6 +89,7 @@ class _Pack:
     ) -> None:
         self.config, self.method, self.start = config, objective.method, objective.start
         self.held: list[str] = []
+        self.limit = DIVERGED * objective.guess
         self.updating = [r for r in objective.regularizers if r.updates]
         self.frozen = {
             name: (~mask, objective.start.params[name])
@@ -100,6 +109,7 @@ class _Pack:
         }
         self.optimizer = PackOptimizer(config, self.stack, [h["lr"] for h in hypers])
         self.running = self.method.running(self.stack) if self.method.tracks else {}
+        self.entropy = torch.zeros(k, device=device)
         self.curves: list[list[float]] = [[] for _ in hypers]
         self.best = [_Best() for _ in hypers]
 
@@ -116,7 +126,7 @@ class _Pack:
 
     def epoch(self, batches: Sequence[Tensor], data: DeviceData) -> Tensor:
         """One pass over the samples; bool `[steps, K]`: which losses were finite."""
-        losses = []
+        losses, entropies = [], []
         for index in batches:
             gradient = self.gradient(self.stack, self.hyper, data.batch(index))
             for name in self.held:
@@ -130,6 +140,8 @@ class _Pack:
             if gradient.task is not None:
                 self.method.after_step(self.running, gradient.task, before, self.stack)
             losses.append(gradient.losses)
+            entropies.append(gradient.entropies)
+        self.entropy = torch.stack(entropies).mean(0)
         return torch.stack(losses).isfinite()
 
     def _update(self) -> None:
@@ -161,12 +173,23 @@ class _Pack:
             accuracy = count / len(data)
             self.curves[k].append(accuracy)
             if self._finished(k, accuracy, epoch):
-                best = self.best[k]
-                yield Trained(
-                    self.members[k], best.params, best.accuracy, "", self.curves[k], best.running
-                )
+                yield self._trained(k)
                 done.append(k)
         self._keep([k for k in range(len(self.members)) if k not in done])
+
+    def _trained(self, k: int) -> Trained:
+        """Member k with the weights it stops with, or the reason why these are none."""
+        best, member, curve = self.best[k], self.members[k], self.curves[k]
+        largest = max(float(value.abs().max()) for value in best.params.values())
+        what = ""
+        if best.entropy > self.limit:
+            what = f"a cross-entropy of {best.entropy:.3g}, over {DIVERGED:g} times a guess's"
+        elif largest > HUGE:
+            what = f"a weight of {largest:.3g}"
+        if what:
+            reason = f"diverged: {what} in epoch {best.epoch}; take a smaller lr"
+            return Trained(member, None, None, reason, curve)
+        return Trained(member, best.params, best.accuracy, "", curve, best.running)
 
     def _finished(self, k: int, accuracy: float, epoch: int) -> bool:
         """Whether member k stops here; keeps the weights it would stop with."""
@@ -177,7 +200,7 @@ class _Pack:
                 {name: value[k].clone() for name, value in part.items()}
                 for part in (self.stack, self.running)
             )
-            self.best[k] = _Best(accuracy, epoch, params, running)
+            self.best[k] = _Best(accuracy, epoch, float(self.entropy[k]), params, running)
         return last or (patience is not None and epoch - self.best[k].epoch >= patience)
 
     def _keep(self, index: Sequence[int]) -> None:
@@ -190,4 +213,5 @@ class _Pack:
             chosen = torch.tensor(index, device=self.hyper["lr"].device)
             self.hyper = {n: v.index_select(0, chosen) for n, v in self.hyper.items()}
             self.running = {n: v.index_select(0, chosen) for n, v in self.running.items()}
+            self.entropy = self.entropy.index_select(0, chosen)
             self.stack = self.optimizer.keep(index)

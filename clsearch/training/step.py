@@ -7,6 +7,7 @@ was trained in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,13 +46,14 @@ def _gradient(losses: Tensor, leaves: Stack, keep: bool = False) -> Stack:
 
 @dataclass(frozen=True)
 class Gradient:
-    """The stacked gradient `[K, …]` of a pack and its losses `[K]`.
+    """The stacked gradient `[K, …]` of a pack, its losses and their cross-entropies, `[K]`.
 
     `task` is the gradient of the cross-entropy alone, where the method tracks it.
     """
 
     whole: Stack
     losses: Tensor
+    entropies: Tensor
     task: Stack | None = None
 
 
@@ -80,6 +82,11 @@ class Objective:
     def plain(self) -> bool:
         """Whether the cross-entropy is all that autograd differentiates."""
         return self.method.analytic and not self.method.distils and not self.differentiated
+
+    @property
+    def guess(self) -> float:
+        """The cross-entropy of guessing: log of the number of classes."""
+        return math.log(len(self.readout.weights(self.start.params)[1]))
 
     def outputs(
         self,
@@ -140,7 +147,7 @@ class Objective:
                     regularizer.add_gradient(grads, stack, hyper)
             for name, mask in masks.items():
                 grads[name].mul_(mask)
-            return Gradient(grads, (task + terms).detach(), tracked)
+            return Gradient(grads, (task + terms).detach(), task.detach(), tracked)
 
         return of
 
