@@ -20,6 +20,7 @@ from clsearch.store import Store, TrainedModel, read_commit, read_trained, write
 from clsearch.system import System
 from clsearch.training.batch import DeviceData, PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
+from clsearch.training.importance import BATCH
 from clsearch.training.loop import EVALUATION_BATCH
 from clsearch.training.step import state_of
 from clsearch.trial import context_of
@@ -115,7 +116,7 @@ def _consolidate(
         trained.params,
         PackData.of(learned.parts, torch.device("cpu")),
         context.task,
-        EVALUATION_BATCH,
+        BATCH,
         trained.activity,
         trained.running,
         lambda source: images.unlabelled(source, context.task),

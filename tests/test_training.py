@@ -360,7 +360,7 @@ def test_pack_size_follows_width_and_device() -> None:
 
 
 def test_pack_size_follows_the_memory_of_a_gpu() -> None:
-    """784·1000 + 1000 weights, 64·(784 + 1000) activations: 4·(6·785,000 + 4·114,176) bytes each."""
+    """785,000 weights and 64·(784 + 1000) activations, four bytes each."""
     member = 4 * (6 * 785_000 + 4 * 64 * 1784)
     network = MLP(MLPOptions(hidden=[1000]), (1, 28, 28))
     for fitting in (1, 3, 7):

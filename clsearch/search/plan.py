@@ -88,7 +88,7 @@ narrow layers is mostly the cost of calls, which a pack shares; wider layers fil
 
 CUDA_PACK = 32
 CUDA_BYTES = 4 << 30
-"""Memory one pack may take on a GPU, at most: K copies of weights, gradients, moments and activations."""
+"""Memory of a GPU for the weights, gradients, moments and activations of a pack, at most."""
 
 
 def pack_size(

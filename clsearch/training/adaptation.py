@@ -13,10 +13,7 @@ from clsearch.methods.mas import MAS
 from clsearch.models.base import head_names
 from clsearch.scenarios.base import Task
 from clsearch.training.batch import DeviceData, Readout
-from clsearch.training.importance import mean_moment
-
-BATCH = 1000
-"""Images at once; the result does not depend on it."""
+from clsearch.training.importance import BATCH, mean_moment
 
 
 def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainState:

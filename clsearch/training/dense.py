@@ -38,13 +38,19 @@ def available() -> bool:
     return torch.allclose(given, linear(a, b.T, bias))
 
 
-def fast_linear(device: torch.device) -> AbstractContextManager[object]:
-    """Within it `linear` under `vmap` goes through `PackLinear`, on a device where that pays."""
-    return _FastLinear() if device.type == "cpu" and available() else nullcontext()
+def fast_linear(device: torch.device, packed: bool = True) -> AbstractContextManager[object]:
+    """Within it `linear` goes through `PackLinear`, on a device where that pays: under `vmap`, or
+    with `packed` False outside of it."""
+    return _FastLinear(packed) if device.type == "cpu" and available() else nullcontext()
 
 
 class _FastLinear(TorchFunctionMode):
-    """Sends `linear` of fp32 rows to the operator `clsearch::linear`, which `vmap` knows."""
+    """Sends `linear` of fp32 rows to `PackLinear`, under `vmap` by way of the operator
+    `clsearch::linear`, which it knows."""
+
+    def __init__(self, packed: bool) -> None:
+        super().__init__()
+        self.packed = packed
 
     def __torch_function__(
         self,
@@ -56,8 +62,16 @@ class _FastLinear(TorchFunctionMode):
         if func is linear and not kwargs and len(args) == 3 and args[2] is not None:
             x, weight, bias = args
             if x.ndim == 2 and x.dtype == weight.dtype == torch.float32:
-                return _operator()(x, weight, bias)
+                if self.packed:
+                    return _operator()(x, weight, bias)
+                return PackLinear.apply(x, weight[None], bias[None])[0]  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a bᵀ`: `[M, I]` and `[N, I]` to `[M, N]`, of any strides, by oneDNN where that pays."""
+    fast = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and available()
+    return _product(a, b) if fast else a @ b.T
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

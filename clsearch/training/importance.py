@@ -13,8 +13,10 @@ from torch.nn.functional import cross_entropy, linear
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.base import Backbone, Gates, Params, Tap, head_names
 from clsearch.training.batch import Batch, DeviceData, Readout, answer
+from clsearch.training.dense import fast_linear, product
 
-PER_SAMPLE_BATCH = 16
+BATCH, PER_SAMPLE_BATCH = 2500, 16
+"""Samples at once, in closed form and one by one. The result does not depend on them."""
 
 
 def mean_moment(
@@ -144,7 +146,7 @@ def _closed_form(
 
     handles = [module.register_forward_hook(keep(name)) for name, module in dense.items()]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), fast_linear(batch.x.device, packed=False):
             values, features, logits = _scalars(
                 backbone, params, batch, readout, gates, objective, leaf=True
             )
@@ -160,7 +162,7 @@ def _closed_form(
     for i, (name, (inputs, _)) in enumerate(seen.items()):
         deltas = sum(moment(deltas[i]) for deltas in passes)
         assert isinstance(deltas, Tensor)
-        result[f"{name}.weight"] = deltas.T @ moment(inputs.detach())
+        result[f"{name}.weight"] = product(deltas.T, moment(inputs.detach()).T)
         result[f"{name}.bias"] = deltas.sum(0)
     return result
 
