@@ -134,6 +134,10 @@ def plugin(name: str, kind: type[Any]) -> Iterator[str]:
     yield _text(kind)
     if hasattr(kind, "Options"):
         yield _table(kind.Options)
+        for key, info in kind.Options.model_fields.items():
+            for inner in _models(info.annotation):
+                yield f"Keys of `{key}`:"
+                yield _table(inner)
     space: dict[str, Hyper] = dict(getattr(kind, "space", {}))
     if issubclass(kind, Method):
         space = {"lr": LEARNING_RATE, **space}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,7 +18,7 @@ from helpers import Learner, SerialSearcher, SilentProgress, SilentTracker
 import clsearch.sequence
 from clsearch.config import parse_config
 from clsearch.data.base import Samples
-from clsearch.errors import StoreError
+from clsearch.errors import InputError, StoreError
 from clsearch.folder import open_store
 from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
@@ -526,3 +527,50 @@ def test_a_pack_started_again_trains_only_what_is_missing(tmp_path: Path) -> Non
 
     search.run(Forgetful(), SilentTracker(), SilentProgress())
     assert (first / "record.json").stat().st_mtime_ns == before
+
+
+# --- images without labels -----------------------------------------------------------------------
+
+
+def test_unlabelled_images_are_part_of_what_a_commit_is(tmp_path: Path) -> None:
+    """Other images of the same name give other commits; trials of task 1 are taken up again."""
+    images, out = tmp_path / "stream.npy", tmp_path / "out"
+    options = {"source": str(images), "adapt": [{"task": 1, "classes": ["3"], "replace": False}]}
+    data = settings([{"name": "mas", "options": options}])
+    commits = []
+    for value in (40, 90):
+        np.save(images, np.full((5, 8, 8), value, dtype=np.uint8))
+        found = run(out, data)
+        commits.append([result.commit for result in found.results])
+    assert found.reused
+    assert not set(commits[0]) & set(commits[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (np.zeros((5, 9, 8), np.uint8), "1x8x8"),
+        (np.zeros((0, 8, 8), np.uint8), "1x8x8"),
+        (np.zeros((5, 8, 8), np.float32), "uint8"),
+        (None, "No such file"),
+    ],
+)
+def test_unlabelled_images_that_do_not_fit_are_refused_before_anything_starts(
+    tmp_path: Path, content: Any, said: str
+) -> None:
+    images = tmp_path / "stream.npy"
+    if content is not None:
+        np.save(images, content)
+    data = settings([{"name": "mas", "options": {"source": str(images)}}])
+    with pytest.raises(InputError) as caught:
+        run(tmp_path / "out", data)
+    assert caught.value.field == "methods[0].options"
+    assert said in str(caught.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_source_of_the_users_is_found_by_name_or_named(tmp_path: Path) -> None:
+    found = run(tmp_path / "a", settings([{"name": "mas", "options": {"source": "digits"}}]))
+    assert all(result.commit for result in found.results)
+    with pytest.raises(InputError, match="digits, fashion_mnist, mnist"):
+        run(tmp_path / "b", settings([{"name": "mas", "options": {"source": "cats"}}]))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, library
 from torch.func import vmap
+from torch.nn.functional import threshold
 
 from clsearch.regularizers._activations import product
 
@@ -43,31 +44,32 @@ def neighbours(h: Tensor, sigma: Tensor, discount: Tensor | None = None) -> Tens
 
 def gaussian(units: int, sigma: Tensor) -> Tensor:
     """K₀ `[units, units]`."""
-    beside = profile(units, sigma)
-    matrix: Tensor = torch.cat([beside.flip(0)[:-1], beside]).unfold(0, units, 1)
+    matrix: Tensor = profile(units, sigma).unfold(0, units, 1)
     return matrix.flip(0)
 
 
 def profile(units: int, sigma: Tensor) -> Tensor:
-    """`e^{−d²/2σ²}` for d = 1 … units−1 and 0 for d = 0: `[units]`. σ = 0 gives zeros.
+    """`e^{−d²/2σ²}` for d = 1−units … units−1, and 0 for d = 0: `[2·units − 1]`. σ = 0: zeros.
 
     Values that nothing is left of in a sum are 0: products of them would be denormal numbers,
     which a CPU is slow at. Distances run on to a full vector register: a last part of one is
     rounded otherwise, and a member of a pack would differ from one alone.
     """
-    distance = torch.arange(1, math.ceil(units / 64) * 64 + 1, device=sigma.device)
-    value = (-(distance**2) / (2 * sigma**2)).exp()
-    value = torch.where(value < 1e-20, 0.0, value)
-    return torch.cat([value.new_zeros(1), value[: units - 1]])
+    width = 2 * units - 1
+    end = 1 - units + math.ceil(width / 64) * 64
+    distance = torch.arange(1.0 - units, end, device=sigma.device)
+    exponent = (-distance.square() / 2).masked_fill(distance == 0, -torch.inf)
+    exponent = threshold(exponent / sigma.square().clamp(max=1e30), -46.0, -torch.inf)
+    return exponent.exp()[:width]
 
 
 def by_fft(h: Tensor, sigma: Tensor, discount: Tensor | None = None) -> Tensor:
     """`D K₀ D h` as a convolution on a circle that is long enough."""
     units = h.shape[1]
     length = min(m << max(0, math.ceil(math.log2((2 * units - 1) / m))) for m in (1, 3, 5))
-    beside = profile(units, sigma)
-    around = torch.cat([beside, beside.new_zeros(length - 2 * units + 1), beside.flip(0)[:-1]])
-    response = torch.fft.rfft(around).real.repeat_interleave(2)  # real: the circle is symmetric
+    line = profile(units, sigma)
+    circle = [line[units - 1 :], line.new_zeros(length - 2 * units + 1), line[: units - 1]]
+    response = torch.fft.rfft(torch.cat(circle)).real.repeat_interleave(2)  # real: it is even
     h = h.contiguous() if discount is None else h.contiguous() * discount
     spectrum = torch.fft.rfft(h, n=length)
     torch.view_as_real(spectrum).flatten(1).mul_(response)

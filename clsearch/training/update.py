@@ -48,7 +48,7 @@ class PackOptimizer:
         """Moves every member by its gradient, in place."""
         for name, views in self.views.items():
             for view, grad in zip(views, grads[name].unbind(0), strict=True):
-                view.grad = grad
+                view.grad = grad.contiguous()  # or the fused update rounds otherwise
         self.optimizer.step()
 
     def keep(self, index: Sequence[int]) -> Stack:
