@@ -289,12 +289,18 @@ HALF = math.sqrt(1 / (2 * math.log(2)))
 """The σ at which the Gaussian is 1/2 between neighbours and 1/16 between their neighbours."""
 
 
-@pytest.fixture(params=["dense", "fft", "cosines"])
+@pytest.fixture(params=["dense", "band", "cosines", "fft"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way to sum over neighbours, whatever the size of the layer and σ."""
     kind: str = request.param
     monkeypatch.setattr(_locality, "DENSE_UNITS", 10**9 if kind == "dense" else 0)
     monkeypatch.setattr(_locality, "WIDE", 1e9 if kind == "cosines" else 1e-9)
+    if kind == "fft":
+        monkeypatch.setattr(
+            _locality,
+            "by_band",
+            lambda h, sigma, discount: _locality.by_fft(h, torch.tensor(sigma), discount),
+        )
     return kind
 
 
@@ -467,7 +473,7 @@ def test_slni_is_its_definition(path: str, units: int, sigma: float) -> None:
     agrees(slni_definition(sigma, alpha), h, *found)
 
 
-@pytest.mark.parametrize("sigma", [2.0, 9.0, 333.0])
+@pytest.mark.parametrize("sigma", [0.1, 2.0, 9.0, 25.0, 333.0])
 @pytest.mark.parametrize("units", [_locality.DENSE_UNITS, _locality.DENSE_UNITS + 1, 2000])
 def test_slni_of_large_layers_is_its_definition(units: int, sigma: float) -> None:
     h = random_activations(5, units)

@@ -1,8 +1,8 @@
 """Sums over every neuron's neighbours: `K₀ h` with SLNI's Gaussian, K₀ᵢⱼ = e^{−(i−j)²/2σ²}, i ≠ j.
 
 K₀ is a Toeplitz matrix with zeros on its diagonal. Layers of up to `DENSE_UNITS` neurons take the
-N×N product, larger ones a convolution by FFT, which costs the same for every σ. On a CPU a
-Gaussian that is wide for its layer is instead a sum of a few cosines, which is faster still.
+N×N product, larger ones a convolution by FFT, which costs the same for every σ. On a CPU two ways
+are faster: a narrow Gaussian is a band around the diagonal, a wide one a sum of a few cosines.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from torch import Tensor, library
 from torch.func import vmap
 from torch.nn.functional import threshold
 
-from clsearch.regularizers._activations import product
+from clsearch.products import product
+from clsearch.regularizers import _activations
 
 DENSE_UNITS = 512
 """The largest layer for which the N×N product is not slower than the FFT, on one CPU core."""
 
-WIDE = 60.0
-"""On a CPU a Gaussian with `σ ≥ units / WIDE` is a sum of cosines; there the FFT is as fast."""
+WIDE = 75.0
+"""On a CPU a Gaussian with `σ ≥ units / WIDE` is a sum of cosines, and a narrower one a band."""
+
+BLOCK = 96
+"""Neurons of a block of the band: the product with its neighbours is fastest at about this size."""
 
 REACH = 5.7
 """In σ: e^{−REACH²/2} is what float32 rounds to nothing beside 1."""
@@ -38,8 +42,8 @@ def neighbours(h: Tensor, sigma: Tensor, discount: Tensor | None = None) -> Tens
     if units > DENSE_UNITS:
         return _operator()(h, sigma, discount)
     if discount is None:
-        return product(h, gaussian(units, sigma))
-    return product(h * discount, gaussian(units, sigma)) * discount
+        return _activations.product(h, gaussian(units, sigma))
+    return _activations.product(h * discount, gaussian(units, sigma)) * discount
 
 
 def gaussian(units: int, sigma: Tensor) -> Tensor:
@@ -90,16 +94,34 @@ def by_cosines(h: Tensor, sigma: float, discount: Tensor | None = None) -> Tenso
     angle = (step * order).unsqueeze(1) * torch.arange(units)
     basis = torch.cat([angle.cos(), angle.sin()]) * weight.sqrt().repeat(2).unsqueeze(1)
     if discount is None:
-        return (basis.T @ (basis @ h.T)).sub_(h.T).T
+        return product(basis.T, product(h, basis)).sub_(h.T).T
     basis *= discount
     own = discount.square().unsqueeze(1)
-    return (basis.T @ (basis @ h.T)).addcmul_(h.T, own, value=-1).T
+    return product(basis.T, product(h, basis)).addcmul_(h.T, own, value=-1).T
+
+
+def by_band(h: Tensor, sigma: float, discount: Tensor | None = None) -> Tensor:
+    """`D K₀ D h`, block of neurons by block: beyond `REACH·σ` nothing is left of the Gaussian."""
+    samples, units = h.shape
+    reach = min(math.ceil(REACH * sigma), units - 1)
+    whole = math.ceil(units / BLOCK) * BLOCK
+    rows = h.new_zeros(whole + 2 * reach, samples)
+    inside = rows[reach : reach + units]
+    inside.copy_(h.T) if discount is None else torch.mul(h.T, discount.unsqueeze(1), out=inside)
+    distance = (torch.arange(BLOCK + 2 * reach) - reach - torch.arange(BLOCK).unsqueeze(1)).abs()
+    value = (-(distance.double() ** 2) / (2 * sigma**2)).exp()
+    band = torch.where((distance > 0) & (distance <= reach), value, 0.0).float()
+    width = band.shape[1]
+    parts = [product(band, rows[i : i + width].T) for i in range(0, whole, BLOCK)]
+    found = torch.cat(parts)[:units]
+    return (found if discount is None else found.mul_(discount.unsqueeze(1))).T
 
 
 def _of_member(h: Tensor, sigma: Tensor, discount: Tensor | None) -> Tensor:
-    if h.device.type == "cpu" and h.shape[1] / WIDE <= float(sigma) < math.inf:
-        return by_cosines(h, float(sigma), discount)
-    return by_fft(h, sigma, discount)
+    if h.device.type != "cpu" or not 0 < float(sigma) < math.inf:
+        return by_fft(h, sigma, discount)
+    way = by_cosines if float(sigma) >= h.shape[1] / WIDE else by_band
+    return way(h, float(sigma), discount)
 
 
 _library = library.Library("clsearch", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -1,11 +1,4 @@
-"""Dense layers of a pack on a CPU: oneDNN's matrix product, member by member, for `linear`.
-
-Torch hands fp32 products on a CPU to MKL. oneDNN, which torch brings along for convolutions, is
-used instead, for two reasons: it is twice as fast on AMD's processors, where MKL takes a slower
-path; and its result does not depend on where in memory an operand lies, as MKL's does in the last
-bit. A member inside a stack lies elsewhere than one alone: with oneDNN its bits are the same.
-Both compute in fp32 and differ in the order of summation.
-"""
+"""Dense layers of a pack on a CPU: one matrix product a member, by oneDNN, for `linear`."""
 
 from __future__ import annotations
 
@@ -20,22 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
-
-@cache
-def available() -> bool:
-    """Whether this torch has oneDNN's product, and it computes what `linear` does.
-
-    The operator is torch's own and not promised to stay: it is tried once, on operands of the
-    strides that training gives it, and left alone if it raises or says anything else.
-    """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    a, b, bias = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4), torch.arange(4.0)
-    try:
-        given = _product(a, b.T, bias)
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-    return torch.allclose(given, linear(a, b.T, bias))
+from clsearch.products import available, onednn
 
 
 def fast_linear(device: torch.device, packed: bool = True) -> AbstractContextManager[object]:
@@ -68,18 +46,6 @@ class _FastLinear(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """`a bᵀ`: `[M, I]` and `[N, I]` to `[M, N]`, of any strides, by oneDNN where that pays."""
-    fast = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and available()
-    return _product(a, b) if fast else a @ b.T
-
-
-def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`a bᵀ + bias`: `[M, I]`, `[N, I]` and `[N]` to `[M, N]`, of any strides."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
-    return result
-
-
 def _products(a: Tensor, b: Tensor) -> Tensor:
     """`a bᵀ` of K members, `[K, M, I]` and `[K, N, I]` to `[K, M, N]`; `b [N, I]` is for all.
 
@@ -87,9 +53,9 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
     alone. A single row would not: that is a matrix-vector product, summed in another order.
     """
     if b.ndim == 2 and a.shape[1] > 1:
-        return _product(a.flatten(0, 1), b).view(*a.shape[:2], len(b))
+        return onednn(a.flatten(0, 1), b).view(*a.shape[:2], len(b))
     others = [b] * len(a) if b.ndim == 2 else b.unbind(0)
-    members = [_product(*one) for one in zip(a.unbind(0), others, strict=True)]
+    members = [onednn(*one) for one in zip(a.unbind(0), others, strict=True)]
     return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(members)
 
 

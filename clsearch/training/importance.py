@@ -12,8 +12,9 @@ from torch.nn.functional import cross_entropy, linear
 
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.base import Backbone, Gates, Params, Tap, head_names
+from clsearch.products import product
 from clsearch.training.batch import Batch, DeviceData, Readout, answer
-from clsearch.training.dense import fast_linear, product
+from clsearch.training.dense import fast_linear
 
 BATCH, PER_SAMPLE_BATCH = 2500, 16
 """Samples at once, in closed form and one by one. The result does not depend on them."""
