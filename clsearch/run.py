@@ -135,7 +135,12 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
     return failed
 
 
-WATCH = "import sys\nif not sys.stdin.read(): print(sys.argv[1], file=sys.stderr)"
+WATCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if not sys.stdin.read():
+    print(sys.argv[1], file=sys.stderr)
+"""
 """Waits until its input ends, and speaks if nothing was said there."""
 
 

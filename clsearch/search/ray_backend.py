@@ -49,8 +49,12 @@ for _name, _value in {
 import ray  # noqa: E402 - the switches above are read at import
 from ray import tune  # noqa: E402
 
-RETRIES = 3
-"""How often a pack is started again when its worker dies."""
+RETRIES, ROUNDS = 1, 3
+"""How often Tune starts a pack again when its worker dies, and in how many Tune runs it may.
+
+Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
+is no fault of the pack, and it has another round.
+"""
 
 PROBE_TIMEOUT = 5.0
 
@@ -158,8 +162,26 @@ class RaySearcher:
         store: Store,
         on_record: Callable[[TrialRecord], None],
     ) -> Mapping[str, str]:
-        """Trains every job in one Tune run; see `clsearch.protocols.Searcher`."""
-        relay = _Relay(on_record)
+        """Trains every job in one Tune run, and those lost to their workers in another; see
+        `clsearch.protocols.Searcher`."""
+        left, relay = list(jobs), _Relay(on_record)
+        for _ in range(ROUNDS):
+            relay.lost.clear()
+            self._round(config, left, data, store, relay)
+            left = [job for job in left if not relay.lost.keys().isdisjoint(job.keys)]
+            if not left:
+                break
+        return relay.lost
+
+    def _round(
+        self,
+        config: Config,
+        jobs: Sequence[Job],
+        data: Mapping[int, TaskData],
+        store: Store,
+        relay: _Relay,
+    ) -> None:
+        """One Tune run. Raises `ClsearchError` where it cannot go on."""
         folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp")
         trainable = tune.with_parameters(
             _train,
@@ -196,7 +218,6 @@ class RaySearcher:
             shutil.rmtree(folder, ignore_errors=True)
         if relay.error:
             raise relay.error
-        return relay.lost
 
     def _shared(self, data: Mapping[int, TaskData]) -> dict[int, Any]:
         """The tasks' data in Ray's shared memory, each put there once; references by number."""
@@ -288,7 +309,7 @@ class _Relay(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = str(trial.get_error() or "")
-        reason = f"its worker died {RETRIES + 1} times"
+        reason = "its worker died again and again"
         if "RayTaskError" in text:  # it lived, and raised outside of any trial
             reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
         self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
