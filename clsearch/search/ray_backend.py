@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import warnings
@@ -31,6 +30,7 @@ from clsearch.files import cores
 from clsearch.protocols import Job
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import Task, TaskData
+from clsearch.search.probe import probe
 from clsearch.store import Store
 
 for _name, _value in {
@@ -55,9 +55,6 @@ RETRIES, ROUNDS = 1, 3
 Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
 is no fault of the pack, and it has another round.
 """
-
-PROBE_TIMEOUT = 5.0
-
 
 FOLDER = "clsearch-ray-"
 """What Ray's folders begin with; the number of the process that made them comes next."""
@@ -251,7 +248,7 @@ def _join(address: str) -> None:
     allowed = "auto, or HOST:PORT of a running Ray cluster"
     try:
         if address != "auto":
-            _probe(address)
+            probe(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
@@ -259,28 +256,6 @@ def _join(address: str) -> None:
         if os.environ.get("RAY_AUTH_MODE") != "token":
             step += ". If the cluster wants a token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=…"
         raise InputError("--address", address, allowed, step) from error
-
-
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How an HTTP/2 client begins: the preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
-
-
-def _probe(address: str) -> None:
-    """Raises `OSError` or `ValueError` unless something that speaks gRPC answers.
-
-    Left to itself, Ray waits 40 seconds for a port that does not, and minutes for a host.
-    """
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), PROBE_TIMEOUT) as connection:
-        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-            return
-        connection.settimeout(PROBE_TIMEOUT)
-        connection.sendall(_HELLO)
-        answer = b""
-        while len(answer) < 4 and (part := connection.recv(9)):
-            answer += part
-    if answer[3:4] != b"\x04":  # the type of a SETTINGS frame, with which a server begins
-        raise OSError("what listens there does not speak gRPC")
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]
