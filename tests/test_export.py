@@ -284,6 +284,19 @@ def test_a_program_with_pickled_tensors_is_refused(
         load_export(file)
 
 
+@pytest.mark.parametrize(
+    "names", [["version", "serialized_example_inputs.pt"], ["m/version", "m/serialized_state.pt"]]
+)
+def test_a_program_in_an_older_layout_is_refused_unread(tmp_path: Path, names: list[str]) -> None:
+    """Torch would unpickle parts of it."""
+    file = tmp_path / "m.pt2"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"2.7")
+    with pytest.raises(DamagedError, match="no model of clsearch does"):
+        load_export(file)
+
+
 def test_state_names_are_readable(network: tuple[MLP, Params]) -> None:
     model: StandaloneModel = standalone(*network, 2, GATES, PERMUTED)
     assert {"backbone.fc1.weight", "head.bias", "gate_fc2", "permutation", "mean"} <= set(
