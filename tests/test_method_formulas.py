@@ -672,8 +672,8 @@ def test_ebll_code_loss_by_hand() -> None:
     chain = learner({"name": "ebll", "options": {"code": 1}}, False)
     state = {
         "heads": torch.tensor([0]),
-        "encoder.1.weight": torch.tensor([[1.0]]),
-        "encoder.1.bias": torch.zeros(1),
+        "encoders.weight": torch.tensor([[1.0]]),
+        "encoders.bias": torch.zeros(1),
     }
     weight, bias = head_names(0)
     head = {weight: torch.zeros(2, 1), bias: torch.zeros(2)}
@@ -691,17 +691,17 @@ def test_ebll_keeps_an_encoder_a_task_that_keeps_what_the_task_needs() -> None:
     chain = learner({"name": "ebll", "options": options}, False, training=training,
                     model={"name": "mlp", "hidden": [16, 12]})  # fmt: skip
     one = chain.learn(None, 1, None, [chain.defaults | {"lr": 0.01}])
-    assert one.state["encoder.1.weight"].shape == (2, 12)
-    assert one.state["encoder.1.bias"].shape == (2,)
+    assert one.state["encoders.weight"].shape == (2, 12)
+    assert one.state["encoders.bias"].shape == (2,)
     two = chain.learn(one, 2)
-    assert torch.equal(two.state["encoder.1.weight"], one.state["encoder.1.weight"])
-    assert two.state["encoder.2.weight"].shape == (2, 12)
+    assert two.state["encoders.weight"].shape == (4, 12)
+    assert torch.equal(two.state["encoders.weight"][:2], one.state["encoders.weight"])
     assert two.state["heads"].tolist() == [0, 1]
     # The classes of the task can be told from two numbers.
     start = chain.begin(one, 2)
     evidence = chain.evidence(start, one.params, 1)
     features, labels = evidence.features()
-    codes = chain.method.targets(start, features)["encoder.1"]
+    codes = chain.method.targets(start, features)["codes"][:, :2]
     centres = torch.stack([codes[labels == c].mean(0) for c in range(3)])
     nearest = torch.cdist(codes, centres).argmin(1)
     assert float((nearest == labels).float().mean()) > 0.8

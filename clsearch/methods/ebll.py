@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear, mse_loss
+from torch.nn.functional import cross_entropy, linear, mse_loss, pad
 
 from clsearch.errors import InputError
 from clsearch.methods.base import ChainState, Context, Evidence, MethodOptions, Start
@@ -38,11 +38,12 @@ class EBLL(LwF):
     task an autoencoder of one hidden layer is trained on the features to reconstruct them, and to
     let the output layer answer right from the reconstruction (eq. 5); its encoder is kept and its
     decoder thrown away. Codes keep what an old task needs of the features and leave the rest
-    free. α is called `code_strength`. State: LwF's, and `encoder.<task>.weight`
-    `[code, features]` and `.bias`: a little more for each task.
+    free. α is called `code_strength`. State: LwF's, and `encoders.weight`
+    `[tasks · code, features]` and `.bias`: a little more for each task.
     """
 
     name: ClassVar[str] = "ebll"
+    version: ClassVar[int] = 2
     Options: ClassVar[type[MethodOptions]] = EBLLOptions
     space: ClassVar[dict[str, Hyper]] = {
         **LwF.space,
@@ -55,16 +56,11 @@ class EBLL(LwF):
             allowed = f"fewer numbers than the {features} features of the last hidden layer"
             raise InputError("code", code, allowed)
 
-    def _codes(self, start: Start, features: Tensor) -> dict[str, Tensor]:
-        names = [n.removesuffix(".weight") for n in start.state if n.endswith(".weight")]
-        return {
-            n: _sigmoid(linear(features, start.state[f"{n}.weight"], start.state[f"{n}.bias"]))
-            for n in names
-        }
-
     def targets(self, start: Start, features: Tensor) -> dict[str, Tensor]:
-        """LwF's, and `encoder.<task>` `[B, code]`: the codes of the features."""
-        return super().targets(start, features) | self._codes(start, features)
+        """LwF's, and `codes` `[B, old tasks · code]`: the codes of the features."""
+        if "encoders.weight" not in start.state:
+            return {}
+        return super().targets(start, features) | {"codes": _codes(start, features)}
 
     def distillation(
         self,
@@ -74,11 +70,9 @@ class EBLL(LwF):
         start: Start,
         hyper: Hypers,
     ) -> Tensor:
-        total = features.new_zeros(())
-        for name, code in self._codes(start, features).items():
-            total = total + (code - targets[name]).square().sum(-1).mean()
         answers = super().distillation(params, features, targets, start, hyper)
-        return answers + hyper["code_strength"] / 2 * total
+        change = _codes(start, features) - targets["codes"]
+        return answers + hyper["code_strength"] / 2 * change.square().sum(-1).mean()
 
     def consolidate(
         self,
@@ -90,15 +84,13 @@ class EBLL(LwF):
     ) -> ChainState:
         """Trains the task's autoencoder and keeps its encoder."""
         chain = super().consolidate(start, params, evidence, threshold, context)
-        weight, bias = self._encoder(params, evidence, context)
-        encoder = f"encoder.{context.task.number}"
-        state = chain.state | {f"{encoder}.weight": weight, f"{encoder}.bias": bias}
+        state = dict(chain.state)
+        for name, new in self._encoder(params, evidence, context).items():
+            state[name] = torch.cat([state.get(name, new[:0]), new])
         return ChainState(params, state)
 
-    def _encoder(
-        self, params: Params, evidence: Evidence, context: Context
-    ) -> tuple[Tensor, Tensor]:
-        """The weight and bias of an encoder trained on the task's features."""
+    def _encoder(self, params: Params, evidence: Evidence, context: Context) -> Params:
+        """`encoders.weight` and `.bias` of one trained on the task's features."""
         features, labels = evidence.features()
         options, rng = self.options, context.generator("autoencoder")
         size, bound = features.shape[1], features.shape[1] ** -0.5
@@ -117,14 +109,19 @@ class EBLL(LwF):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        return leaves[0].detach(), leaves[1].detach()
+        return {"encoders.weight": leaves[0].detach(), "encoders.bias": leaves[1].detach()}
 
 
-def _sigmoid(x: Tensor) -> Tensor:
-    """`1 / (1 + e^−x)`, as a softmax over two: torch rounds its sigmoid by where in memory a number
-    stands, and a member's bits would depend on its pack."""
-    return torch.stack((x, torch.zeros_like(x)), -1).softmax(-1)[..., 0]
+def _codes(start: Start, features: Tensor) -> Tensor:
+    """`σ(W_t F)` of every old task t, `[B, numbers]`, and ½ up to a full vector register: torch
+    rounds a sigmoid's last part of one otherwise, and a member's bits would depend on its pack."""
+    weight, bias = start.state["encoders.weight"], start.state["encoders.bias"]
+    missing = -len(bias) % REGISTER
+    return linear(features, pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing))).sigmoid()
 
+
+REGISTER = 64
+"""A multiple of the numbers that a CPU takes at once."""
 
 BATCH = 128
 """Samples in a step of an autoencoder's training."""
