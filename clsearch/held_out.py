@@ -41,8 +41,7 @@ class HeldOut:
         """The images of a source as `task` sees them, uint8 `[N, C, H, W]`."""
         if source == TEST_INPUTS:
             return self.test(task).inputs
-        images, order = self.sources[source], task.transform.permutation
-        return images if order is None else images.flatten(2)[:, :, order].view_as(images)
+        return task.transform.permute(self.sources[source])
 
     def digest(self, source: str, task: Task) -> str:
         """The SHA-256 of those images."""

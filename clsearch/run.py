@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from clsearch.config import Config
-from clsearch.errors import ClsearchError, DamagedError, InputError, InterruptedRunError, unknown
+from clsearch.errors import ClsearchError, DamagedError, InputError, InterruptedRunError
 from clsearch.files import atomic_write, in_use, program_path
 from clsearch.folder import (
     claimed,
@@ -311,36 +311,16 @@ def export_selected(
 ) -> tuple[Path, dict[str, Any]]:
     """Writes the selected model of a method and task. Raises `InputError` for what isn't there."""
     from clsearch.export import model_of, provenance, save_export
-    from clsearch.store import read_commit
-    from clsearch.system import build_scenario, build_system
+    from clsearch.selected import open_selected
 
-    config = run_config(out)
+    run_config(out)
     _check_target(to)
-    labels = [m.chain_name for m in config.methods]
-    if method not in labels:
-        raise unknown("--method", method, labels)
-    seed = config.seeds[0] if seed is None else seed
-    if seed not in config.seeds:
-        raise unknown("--seed", seed, map(str, config.seeds))
-    mine = [
-        r
-        for r in results_of(out)
-        if (r.selection.method, r.selection.seed) == (method, seed) and r.commit
-    ]
-    result = next((r for r in mine if r.selection.task == task), None)
-    if result is None or result.commit is None:
-        there = ", ".join(str(r.selection.task) for r in mine) or "none so far"
-        raise InputError("--task", task, f"a task with a selected model of {method}: {there}")
-    again = f"Make it again: {_command('resume', out)}"
     try:
-        stored = read_commit(open_store(out), result.commit)
+        chain = open_selected(out, method, task, seed)
     except DamagedError as error:
+        again = f"Make it again: {_command('resume', out)}"
         raise DamagedError(f"{error}. {again}") from error
-    if stored is None:
-        raise DamagedError(f"the checkpoint {result.commit} is missing. {again}")
-    described = build_scenario(config).tasks[task - 1]
-    system = build_system(config, labels.index(method), described.shape)
-    model = model_of(system, stored[0], described)
-    metadata = provenance(config, result)
+    model = model_of(chain.system, chain.state, chain.tasks[-1])
+    metadata = provenance(chain.config, chain.result)
     save_export(to, model, metadata, force)
     return to, metadata

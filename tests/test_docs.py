@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,3 +104,37 @@ def test_the_readmes_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         moved.append(sum(float((second.params[n] - v).norm()) for n, v in first.params.items()))
     assert moved[1] < moved[0] / 2
     monkeypatch.delitem(sys.modules, "clsearch.methods.pull")
+
+
+def test_the_notebook_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its snippets on its search: the network is right, and threes make the output of three matter
+    more than any other, as the page says."""
+    import yaml
+    from helpers import SerialSearcher, SilentProgress, SilentTracker
+
+    from clsearch.config import parse_config
+    from clsearch.folder import open_store, write_config
+    from clsearch.sequence import Search
+    from clsearch.system import resolve
+
+    page = (ROOT / "docs" / "notebook.md").read_text(encoding="utf-8")
+    given, key = (yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.S))
+    config, out = resolve(parse_config(given)), tmp_path / "runs" / "digits"
+    out.mkdir(parents=True)
+    search = Search(config, out, open_store(out))
+    search.run(SerialSearcher(), SilentTracker(), SilentProgress())
+    write_config(out, config)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec("".join(re.findall(r"```python\n(.*?)```", page, re.S)), names)
+    assert float((names["answers"].numpy() == names["labels"][names["labels"] < 5]).mean()) > 0.97
+    assert int(names["growth"].argmax()) == 3
+    assert "digits 0 to 4 are right" in capsys.readouterr().out
+    adapting = Search(resolve(parse_config({**given, **key})), out, open_store(out))
+    commits = {
+        r.commit for r in search.run(SerialSearcher(), SilentTracker(), SilentProgress()).results
+    }
+    found = adapting.run(SerialSearcher(), SilentTracker(), SilentProgress())
+    assert commits.isdisjoint(r.commit for r in found.results)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -405,6 +406,25 @@ def test_adapt_adds_importance_and_trains_nothing() -> None:
         adapt(method, before, task, images[:, :, :1])
     with pytest.raises(InputError, match="has learned"):
         adapt(method, before, chain.tasks[2].task, images)
+    with pytest.raises(InputError, match="uint8"):
+        adapt(method, before, task, images.float())
+
+
+def test_adapt_takes_images_as_the_data_set_stores_them() -> None:
+    """A task that permutes pixels permutes these too."""
+    chain = learner("mas", False)
+    method, before = chain.method, chain.learn(None, 1)
+    assert isinstance(method, MAS)
+    task, images = chain.tasks[0].task, chain.data(1).validation.inputs
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    permuting = replace(task, transform=replace(task.transform, permutation=order))
+    found = adapt(method, before, permuting, images)
+    wanted = adapt(method, before, task, images.flatten(2)[..., order].view_as(images))
+    torch.testing.assert_close(found.state, wanted.state, rtol=0, atol=0)
+    assert not torch.equal(
+        found.state["importance.fc1.weight"],
+        adapt(method, before, task, images).state["importance.fc1.weight"],
+    )
 
 
 @pytest.mark.parametrize(

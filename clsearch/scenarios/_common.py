@@ -88,14 +88,14 @@ class SourceScenario(Scenario):
         """Training and validation samples of task `number`; made anew at each call."""
         plan, task = self._plan(number), self.tasks[number - 1]
         raw, held_out = self._split
-        train, validation = _select(raw.train, plan), _select(held_out, plan)
+        train, validation = (_select(part, plan, task) for part in (raw.train, held_out))
         kept_back = 0 if raw.test is None else int(_members(raw.test, plan).sum())
         return TaskData(task, train, validation, _digest(task, train, validation), kept_back)
 
     def test(self, number: int) -> Samples:
         raw, _ = self._split
         assert raw.test is not None  # _split put one there
-        return _select(raw.test, self._plan(number))
+        return _select(raw.test, self._plan(number), self.tasks[number - 1])
 
     @cached_property
     def _split(self) -> tuple[RawData, Samples]:
@@ -153,15 +153,12 @@ def _members(samples: Samples, plan: Plan) -> Tensor:
     return torch.isin(samples.labels, torch.tensor(plan.classes))
 
 
-def _select(samples: Samples, plan: Plan) -> Samples:
-    """The samples of the plan's classes, labels from 0, pixels permuted alike in all channels."""
+def _select(samples: Samples, plan: Plan, task: Task) -> Samples:
+    """The samples of the plan's classes as the task sees them, labels from 0."""
     chosen = samples[_members(samples, plan)]
     new = torch.zeros(max(plan.classes) + 1, dtype=torch.int64)
     new[torch.tensor(plan.classes)] = torch.arange(len(plan.classes))
-    inputs = chosen.inputs
-    if plan.permutation is not None:
-        inputs = inputs.flatten(2)[:, :, plan.permutation].view_as(inputs)
-    return Samples(inputs.contiguous(), new[chosen.labels])
+    return Samples(task.transform.permute(chosen.inputs).contiguous(), new[chosen.labels])
 
 
 def _digest(task: Task, train: Samples, validation: Samples) -> str:

@@ -20,14 +20,19 @@ class InputTransform:
     """What stands between stored pixels and the network.
 
     `x = (pixel / scale - mean[c]) / std[c]`, then pixels in the order of `permutation` (int64
-    `[H·W]`, None: as they are). The stored tensors of a task are permuted already; the exported
-    model and nothing else applies the permutation itself.
+    `[H·W]`, None: as they are). The stored tensors of a task are permuted already.
     """
 
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
     permutation: Tensor | None = None
+
+    def permute(self, images: Tensor) -> Tensor:
+        """Images `[N, C, H, W]` of a data set as the task sees them: all channels alike."""
+        if self.permutation is None:
+            return images
+        return images.flatten(2)[:, :, self.permutation].view_as(images)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels `[N, C, H, W]` (uint8 or float) to normalised float32 of the same shape."""

@@ -19,14 +19,18 @@ from clsearch.training.importance import BATCH, mean_moment
 def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainState:
     """The chain with the importance of unlabelled images added to its Ω; nothing is trained.
 
-    `images` uint8 `[N, C, H, W]` are those met in use, as `task` sees its own (pixels permuted if
-    the task permutes them); the network answers them with the task's output layer. Weights that
-    matter to them are protected when the next task is learned (MAS §5.1, §5.2). Raises
-    `InputError` for images of another shape, and for a task the chain does not answer.
+    `images` uint8 `[N, C, H, W]` are those met in use, as the data set stores its own: some classes
+    of the task, or a stream that nobody labelled. The network answers them with the task's output
+    layer, and weights that matter to them are protected when the next task is learned (MAS §5.1,
+    §5.2). Raises `InputError` for images of another shape or type, and for a task that the chain
+    does not answer.
     """
     if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != task.shape:
         wanted = "x".join(map(str, task.shape))
         raise InputError("images", tuple(images.shape), f"one image or more of {wanted}")
+    if images.dtype != torch.uint8:
+        allowed = f"uint8 pixels from 0 to {task.transform.scale:g}"
+        raise InputError("images", str(images.dtype), allowed)
     heads = head_names(task.head)
     gates = method.gates(chain.state, task)
     if gates is None or heads[0] not in chain.params:
@@ -36,7 +40,7 @@ def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainSt
     found = mean_moment(
         method.backbone,
         chain.params,
-        DeviceData(images, labels, None, task.transform),
+        DeviceData(task.transform.permute(images), labels, None, task.transform),
         Readout((task.head,)),
         gates,
         names,
