@@ -21,6 +21,7 @@ from benchmarks._machine import machine
 from clsearch.folder import records_of, results_of, run_config
 from clsearch.metrics import accuracy_matrix, average_accuracy, average_forgetting
 from clsearch.records import TaskResult
+from clsearch.report.tables import kib
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -37,7 +38,10 @@ def table(out: Path) -> list[str]:
     seconds: dict[str, float] = {}
     for record in records_of(out):
         seconds[record.method] = seconds.get(record.method, 0.0) + record.duration
-    lines = [f"{'method':<14}{'tasks':>6}{'ACC %':>16}{'forgetting':>12}{'sparsity %':>12}{'s':>8}"]
+    lines = [
+        f"{'method':<14}{'tasks':>6}{'ACC %':>16}{'forgetting':>12}{'sparsity %':>12}"
+        f"{'memory KiB':>12}{'s':>8}"
+    ]
     for method in config.methods:
         name = method.chain_name
         chains = [_chain(results, name, seed) for seed in config.seeds]
@@ -49,7 +53,7 @@ def table(out: Path) -> list[str]:
         lines.append(
             f"{name:<14}{min(map(len, chains)):>6}{f'{mean(accuracies):.2f}{spread}':>16}"
             f"{f'{mean(lost):.2f}' if lost else '–':>12}{mean(sparsities):>12.1f}"
-            f"{seconds.get(name, 0.0):>8.0f}"
+            f"{kib(c[-1].memory for c in chains):>12}{seconds.get(name, 0.0):>8.0f}"
         )
     return lines
 

@@ -98,10 +98,11 @@ def results_of(out: Path) -> list[TaskResult]:
         matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
         found = []
         for data in selections:
-            commit = data.pop("commit")
+            commit, memory = data.pop("commit"), data.pop("memory", None)
             selection = Selection.from_json(data)
             rows = matrix[selection.method][str(selection.seed)]
-            found.append(TaskResult(selection, commit, tuple(rows[selection.task - 1])))
+            row = tuple(rows[selection.task - 1])
+            found.append(TaskResult(selection, commit, row, memory=memory))
         return found
     except FileNotFoundError:
         return []

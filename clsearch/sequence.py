@@ -332,7 +332,7 @@ class Search:
             write_model_files(Path(folder), c.system, c.parent.state, task, metadata)
             stored = {
                 "stored_validation_accuracy": c.parent.meta["validation_accuracy"],
-                "stored_bytes": stored_bytes(c.parent.state),
+                "stored_bytes": float(result.memory or 0),
             }
             self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))
         self.progress.selected(result)
@@ -345,7 +345,7 @@ class Search:
             row[: task.number - 1] = c.history[-1].test
         free = made.meta["free"]
         left = selection.free if free is None else tuple(free[name] for name in selection.layers)
-        return TaskResult(selection, made.key, tuple(row), left)
+        return TaskResult(selection, made.key, tuple(row), left, stored_bytes(made.state))
 
     def _end(self, c: _Chain, selection: Selection) -> None:
         """Ends a chain with a selection that chose nothing."""
@@ -359,7 +359,9 @@ class Search:
     def _write(self) -> None:
         """The selections, the accuracy matrix and the two tables of trials and scans."""
         order = sorted(self.found.results, key=lambda r: (r.selection.task, str(r.selection.chain)))
-        selections = [{**r.selection.to_json(), "commit": r.commit} for r in order]
+        selections = [
+            {**r.selection.to_json(), "commit": r.commit, "memory": r.memory} for r in order
+        ]
         atomic_write(self.out / "selections.json", json.dumps(selections, indent=1) + "\n")
         matrix: dict[str, Any] = {}
         for r in order:

@@ -90,7 +90,7 @@ def run(
                 results.append(
                     TaskResult(selection, None)
                     if ends
-                    else TaskResult(selection, "c0ffee", tuple(row), (5, 3))
+                    else TaskResult(selection, "c0ffee", tuple(row), (5, 3), 1536 * task)
                 )
                 if ends:
                     break
@@ -111,9 +111,10 @@ def row_of(text: str, title: str, label: str) -> str:
 
 
 def test_numbers_of_the_result() -> None:
-    text = printed(run(["clnp", "ewc"], 3, seeds=2))
+    text = printed(run(["clnp", "ewc"], 3, seeds=2), width=90)
     assert row_of(text, "Result", "clnp").split()[1:] == [
-        "3/3", "90.50", "±", "0.71", "0.00", "±", "0.00", "26.7", "fc1", "5/20,", "fc2", "3/10",
+        "3/3", "90.50", "±", "0.71", "0.00", "±", "0.00", "26.7", "4", "fc1", "5/20,",
+        "fc2", "3/10",
     ]  # fmt: skip
     # ewc: (0.8 + 0.8 + 0.9) / 3 at seed 0, 0.01 more at seed 1; forgot 0.1 of tasks 1 and 2
     assert row_of(text, "Result", "ewc").split()[1:7] == [
@@ -145,7 +146,15 @@ def test_a_chain_that_ended_is_shown_with_its_task_and_reason() -> None:
 
 def test_a_method_without_any_learned_task() -> None:
     found = run(["clnp", "ewc"], 2, end=("ewc", 0, 1))
-    assert row_of(printed(found), "Result", "ewc").split() == ["ewc", "0/2†", "-", "-", "-", "-"]
+    assert row_of(printed(found), "Result", "ewc").split() == [
+        "ewc",
+        "0/2†",
+        "-",
+        "-",
+        "-",
+        "-",
+        "-",
+    ]
     assert row_of(printed(found), "Average", "ewc").split() == ["ewc", "-", "-"]
 
 

@@ -127,6 +127,23 @@ def test_all_methods_and_a_second_run_that_trains_nothing(
     assert matrix["joint"]["0"][1][0] != matrix["from_scratch"]["0"][1][0]
 
 
+@pytest.mark.parametrize("scenario", [PERMUTED, SPLIT], ids=["permuted", "split"])
+def test_what_a_method_remembers_is_counted(scenario: dict[str, Any], tmp_path: Path) -> None:
+    """64-10-8 with one output layer of 10 classes, or two of 3; float32, and int64 of a count."""
+    found = run(tmp_path, settings(["finetune", "mas", "ebll"], scenario=scenario))
+    shared = scenario is PERMUTED
+    weights = 64 * 10 + 10 + 10 * 8 + 8 + (8 * 10 + 10 if shared else 2 * (8 * 3 + 3))
+    heads, encoders = (1 if shared else 2), 2 * (8 * 2 + 2)  # a code is of 8 / 4 numbers
+    last = {r.selection.method: r.memory for r in found.results if r.selection.task == 2}
+    assert last == {
+        "finetune": 0,
+        "mas": 2 * 4 * weights + 8,  # importance, anchor, the count of tasks
+        "ebll": 4 * encoders + 8 * heads,
+    }
+    stored = json.loads((tmp_path / "selections.json").read_bytes())
+    assert {s["method"]: s["memory"] for s in stored if s["task"] == 2} == last
+
+
 def test_the_matrix_is_what_the_stored_models_reach(tmp_path: Path) -> None:
     data = settings(["from_scratch", "joint", "mas"], scenario=SPLIT)
     search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))

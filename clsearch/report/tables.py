@@ -51,6 +51,12 @@ class ChainView:
         learned = len(self.matrix)
         return self.results[learned - 1].selection if learned else None
 
+    @property
+    def memory(self) -> int | None:
+        """Bytes it remembers beside its parameters after the last task it learned."""
+        learned = len(self.matrix)
+        return self.results[learned - 1].memory if learned else None
+
     def curve(self, metric: Callable[[Matrix], float | None]) -> list[float | None]:
         """A metric after each learned task."""
         return [metric(self.matrix[: i + 1]) for i in range(len(self.matrix))]
@@ -156,6 +162,7 @@ def _result_sheet(
                 spread(average_accuracy(c.matrix) for c in chains),
                 spread(average_forgetting(c.matrix) for c in chains),
                 percent(c.last.sparsity for c in chains if c.last),
+                kib(c.memory for c in chains),
                 *([layers or "-"] if few else []),
             )
         )
@@ -169,9 +176,18 @@ def _result_sheet(
         about.append(f"Mean ± standard deviation over {seeds} seeds.")
     if any(c.end for chains in methods.values() for c in chains):
         about.append(f"{_ENDED} A chain ended early: fewer tasks or seeds than the others.")
-    header = ("method", "tasks", "ACC %", "forgetting pp", "sparsity %", "free neurons")
+    about.append("KiB: what the method remembers beside the network.")
+    header = (
+        "method",
+        "tasks",
+        "ACC %",
+        "forgetting pp",
+        "sparsity %",
+        "KiB",
+        "free neurons",
+    )
     note = " ".join([*about, _trials(records)]).strip()
-    return Sheet("Result", header if few else header[:-1], tuple(rows), frozenset({0, 5}), note)
+    return Sheet("Result", header if few else header[:-1], tuple(rows), frozenset({0, 6}), note)
 
 
 def _free(chains: Sequence[ChainView]) -> dict[str, str]:
@@ -281,6 +297,12 @@ def percent(values: Iterable[float | None]) -> str:
     """Mean of fractions in percent with one decimal; "-" for none."""
     known = [100 * v for v in values if v is not None]
     return _fixed(statistics.fmean(known), 1) if known else "-"
+
+
+def kib(values: Iterable[int | None]) -> str:
+    """Mean of bytes in KiB; "-" for none."""
+    known = [v / 1024 for v in values if v is not None]
+    return f"{statistics.fmean(known):,.0f}" if known else "-"
 
 
 def _fixed(value: float, digits: int) -> str:

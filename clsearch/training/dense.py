@@ -81,7 +81,7 @@ class PackLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             back = _products(weight.mT, delta).mT
             if x.ndim == 2:
-                back = back.sum(0)
+                back = back[0] if len(back) == 1 else back.sum(0)  # a sum forgets how it lies
         if ctx.needs_input_grad[1]:
             forth = _products(delta.mT, x.mT)
         return back, forth, delta.sum(1)

@@ -16,7 +16,7 @@ from clsearch.products import product
 from clsearch.training.batch import Batch, DeviceData, Readout, answer
 from clsearch.training.dense import fast_linear
 
-BATCH, PER_SAMPLE_BATCH = 2500, 16
+BATCH, PER_SAMPLE_BATCH = 1000, 16
 """Samples at once, in closed form and one by one. The result does not depend on them."""
 
 
