@@ -147,10 +147,12 @@ def _bell(distance: Tensor, sigma: float) -> Tensor:
 def _sweep(block: Tensor, rows: Tensor, first: int, stride: int, count: int) -> Tensor:
     """`count` rows of the products of one block `[c, width]` with the rows from `first`, from
     `first + stride` and so on; a row beyond the ends is 0."""
-    width, parts = block.shape[1], []
+    width, units, parts = block.shape[1], len(rows), []
     for begin in range(first, first + stride * math.ceil(count / len(block)), stride):
-        low, high = max(begin, 0), min(begin + width, len(rows))
-        parts.append(product(block[:, low - begin : high - begin], rows[low:high].T))
+        end = begin + width
+        whole = begin >= 0 and end <= units  # slices cost as much as a small product
+        part = block if whole else block[:, max(-begin, 0) : min(width, units - begin)]
+        parts.append(product(part, rows[max(begin, 0) : end].t()))
     return torch.cat(parts)[:count]
 
 
