@@ -53,7 +53,7 @@ def table(out: Path) -> list[str]:
         lines.append(
             f"{name:<14}{min(map(len, chains)):>6}{f'{mean(accuracies):.2f}{spread}':>16}"
             f"{f'{mean(lost):.2f}' if lost else '–':>12}{mean(sparsities):>12.1f}"
-            f"{kib(c[-1].memory for c in chains):>12}{seconds.get(name, 0.0):>8.0f}"
+            f"{kib(c[-1].memory_bytes for c in chains):>12}{seconds.get(name, 0.0):>8.0f}"
         )
     return lines
 
@@ -65,7 +65,7 @@ def _chain(results: list[TaskResult], method: str, seed: int) -> list[TaskResult
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="one of the experiments: permuted, split")
+    parser.add_argument("--only", choices=["permuted", "split"])
     parser.add_argument("--config", type=Path, action="append", help="other experiments instead")
     parser.add_argument("--out", type=Path, help="folder that keeps the runs")
     given = parser.parse_args()

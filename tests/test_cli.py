@@ -143,11 +143,11 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "unlabelled images of another shape": (
         {"methods": [{"name": "mas", "options": {"source": OTHER_IMAGES}}]},
-        ("methods[0].options", OTHER_IMAGES, "1x8x8", "3x1x4x4"),
+        ("methods[0].options.source", OTHER_IMAGES, "1x8x8", "3x1x4x4"),
     ),
     "no unlabelled images": (
         {"methods": [{"name": "mas", "options": {"source": "no-such.npy"}}]},
-        ("methods[0].options", "no-such.npy", "uint8"),
+        ("methods[0].options.source", "no-such.npy", "uint8"),
     ),
     "a subset of classes that the task has not": (
         {"methods": [{"name": "mas", "options": {"adapt": [{"task": 1, "classes": ["eight"]}]}}]},

@@ -25,6 +25,7 @@ from clsearch.models.base import (
 )
 from clsearch.regularizers.base import Hypers
 from clsearch.scenarios.base import Incremental, Task
+from clsearch.scenarios.unlabelled import TRAIN
 from clsearch.space import Hyper
 
 State = dict[str, Tensor]
@@ -105,13 +106,16 @@ class Evidence(ABC):
 
     @abstractmethod
     def importance(
-        self, objective: ImportanceObjective, source: str = "train", classes: Sequence[str] = ()
+        self,
+        objective: ImportanceObjective,
+        sources: Sequence[str] = (TRAIN,),
+        classes: Sequence[str] = (),
     ) -> Params:
         """The mean over samples of the per-sample gradients' moment, by trainable parameter.
 
-        `source` names the images: `train`, `test-inputs`, or an unlabelled source that
+        `sources` name the images, taken together: `TRAIN`, `TEST_INPUTS`, or unlabelled ones that
         `Method.unlabelled` names. `classes` restricts them to the training samples of some
-        classes.
+        classes. Raises `InputError` where there is no image.
         """
 
     @abstractmethod
@@ -144,7 +148,6 @@ class Method(ABC):
     `space` declares hyperparameters beyond `lr`; `regularizers` names those that belong to the
     method. `analytic` says that `add_gradient` is written; otherwise autograd differentiates
     `penalty`. `prunes`: the selected model is pruned at the selected threshold.
-    `distils`: `targets` and `distillation` are written. `tracks`: `running` and `after_step` are.
     `independent`: every task has a model of its own, and no parent. `uses_all_tasks`: trains on
     the data of all tasks so far, a reference and not a continual learner. `version` is part of
     every trial's key: raise it when the method's arithmetic changes.
@@ -158,8 +161,6 @@ class Method(ABC):
     scenarios: ClassVar[tuple[Incremental, ...]] = ("task_incremental", "domain_incremental")
     analytic: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
-    distils: ClassVar[bool] = False
-    tracks: ClassVar[bool] = False
     independent: ClassVar[bool] = False
     uses_all_tasks: ClassVar[bool] = False
 
@@ -167,12 +168,24 @@ class Method(ABC):
         self.options, self.backbone = options, backbone
 
     @property
-    def unlabelled(self) -> tuple[str, ...]:
-        """The unlabelled sources that `consolidate` asks for, by name or path."""
-        return ()
+    def distils(self) -> bool:
+        """Whether `distillation` says anything, and `targets` have to be made."""
+        return type(self).distillation is not Method.distillation
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises `InputError` for options that do not fit the tasks of the sequence."""
+    @property
+    def tracks(self) -> bool:
+        """Whether `after_step` does anything, and has to be called."""
+        return type(self).after_step is not Method.after_step
+
+    @property
+    def unlabelled(self) -> dict[str, str]:
+        """The unlabelled sources that `consolidate` asks for, by name or path; for each the option
+        that names it."""
+        return {}
+
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        """Raises `InputError` for options that do not fit the tasks of the sequence, or the epochs
+        that each is trained for at most."""
 
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         """Parameters, state and trainable masks to start a task from.

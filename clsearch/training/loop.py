@@ -194,6 +194,8 @@ class _Pack:
     def _finished(self, k: int, accuracy: float, epoch: int) -> bool:
         """Whether member k stops here; keeps the weights it would stop with."""
         best, patience = self.best[k], self.config.patience
+        if epoch <= self.start.warm_up:
+            return False  # its accuracy is that of the old body under a new head
         last = epoch == self.config.epochs
         if accuracy > best.accuracy if patience else last:
             params, running = (
