@@ -49,8 +49,11 @@ class Start:
     """Where the trials of a task start, shared by the members of a pack.
 
     `trainable` names what may change, each with a bool mask that broadcasts to the parameter;
-    a parameter not named is frozen. `gates` silence neurons while this task trains. For the first
-    `warm_up` epochs only the parameters named in `alone` are trained.
+    a parameter not named is frozen. `statistics` does the same for the running statistics of batch
+    normalisation: where they may change, training normalises by the batch and they follow; where
+    they are frozen, training normalises by them, as evaluation does. `gates` silence neurons while
+    this task trains. For the first `warm_up` epochs only the parameters named in `alone` are
+    trained.
     """
 
     params: Params
@@ -59,6 +62,7 @@ class Start:
     gates: dict[str, Tensor] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
     warm_up: int = 0
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,10 @@ class Method(ABC):
         params |= self.new_heads(params, context)
         heads = [name for task in context.tasks for name in head_names(task.head)]
         return Start(
-            params, dict(parent.state) if parent else {}, self.everything([*self.body(), *heads])
+            params,
+            dict(parent.state) if parent else {},
+            self.everything([*self.body(), *heads]),
+            statistics=self.everything(self.backbone.statistics),
         )
 
     def penalty(self, params: Mapping[str, Tensor], state: State, hyper: Hypers) -> Tensor:
@@ -214,7 +221,7 @@ class Method(ABC):
     def targets(self, start: Start, features: Tensor) -> dict[str, Tensor]:
         """What the network before training says of samples, `[B, …]` by name, to be kept to.
 
-        `features` `[B, units]` are what its output layers read.
+        `features` `[B, features]` are what its output layers read.
         """
         return {}
 
@@ -227,7 +234,7 @@ class Method(ABC):
         hyper: Hypers,
     ) -> Tensor:
         """The 0-d term that keeps one member's answers on a batch to `targets`; autograd
-        differentiates it. `features` `[B, units]` are the member's own."""
+        differentiates it. `features` `[B, features]` are the member's own."""
         return hyper["lr"].new_zeros(())
 
     def running(self, stack: Mapping[str, Tensor]) -> State:
@@ -284,7 +291,7 @@ class Method(ABC):
 
     def new_heads(self, params: Params, context: Context) -> Params:
         """Fresh output layers for those of `context.tasks` whose head is not in `params`."""
-        features = self.backbone.unit_layers[-1].units
+        features = self.backbone.features
         heads: Params = {}
         for task in context.tasks:
             if head_names(task.head)[0] not in params | heads:

@@ -53,7 +53,7 @@ class EBLL(LwF):
 
     def check(self, tasks: Sequence[Task], epochs: int) -> None:
         super().check(tasks, epochs)
-        features, code = self.backbone.unit_layers[-1].units, self.options.code
+        features, code = self.backbone.features, self.options.code
         if code is not None and code >= features:
             allowed = f"fewer numbers than the {features} features of the last hidden layer"
             raise InputError("code", code, allowed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.methods.base import Evidence, ImportanceObjective, Start, State
-from clsearch.models.base import Backbone, Params
+from clsearch.models.base import Backbone, Params, Tap
 from clsearch.scenarios.base import Task
 from clsearch.scenarios.unlabelled import TRAIN
 from clsearch.training.batch import DeviceData, PackData, answer
@@ -86,13 +86,11 @@ class TrainingEvidence(Evidence):
 
     @torch.no_grad()
     def features(self) -> tuple[Tensor, Tensor]:
-        last, found = self.backbone.unit_layers[-1].name, []
+        found = []
         for batch in self.data.train.batches(self.batch_size):
-            _, activations = answer(
-                self.backbone, self.params, batch.x, self.data.readout, self.start.gates,
-                batch.group,
-            )  # fmt: skip
-            found.append(activations[last].flatten(1))
+            tap = Tap(self.start.gates)
+            answer(self.backbone, self.params, batch.x, self.data.readout, None, batch.group, tap)
+            found.append(tap.features)
         return torch.cat(found), self.data.train.labels
 
     def validation(self, params: Params, state: State) -> list[float]:

@@ -112,8 +112,7 @@ def _scalars(
     `leaf`: the logits may be the first to need a gradient.
     """
     tap = _LocalTap(gates) if objective.local else Tap(gates)
-    body = {name: params[name] for name, _ in backbone.named_parameters()}
-    features = functional_call(backbone, body, (batch.x, tap))
+    features = functional_call(backbone, backbone.values(params), (batch.x, tap))
     logits = linear(features, *readout.weights(params))
     if leaf and not logits.requires_grad:
         logits.requires_grad_()
@@ -220,7 +219,7 @@ def neuron_importance(
 
     L is the cross-entropy of one sample; a channel's norm is over space. Accumulates in float64.
     """
-    body = {name: params[name].detach() for name, _ in backbone.named_parameters()}
+    body = {name: value.detach() for name, value in backbone.values(params).items()}
     total: dict[str, Tensor] = {}
     for batch in data.batches(batch_size):
         with torch.enable_grad():
