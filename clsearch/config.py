@@ -21,13 +21,8 @@ from pydantic import (
 
 from clsearch.errors import InputError
 from clsearch.messages import NAME, NAME_IN_WORDS, from_pydantic
+from clsearch.options import Strict
 from clsearch.records import digest
-
-
-class Strict(BaseModel):
-    """A frozen section of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Plugin(BaseModel):
@@ -168,7 +163,7 @@ class SearchConfig(Strict):
 class SelectionConfig(Strict):
     """The CLNP selector: the sparsest model within the margin."""
 
-    margin: Annotated[float, BeforeValidator(_no_truth)] = Field(
+    margin: float = Field(
         1.0,
         ge=0,
         le=100,
@@ -205,7 +200,7 @@ class TrackingConfig(Strict):
     )
 
 
-Seed = Annotated[int, BeforeValidator(_no_truth), Field(ge=0, le=2**63 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Config(Strict):

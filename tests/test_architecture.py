@@ -16,7 +16,8 @@ SOURCES = {
 }
 
 ROOMS = [
-    *("errors", "rng", "records", "space", "plugins", "files", "products", "messages", "config"),
+    *("errors", "rng", "records", "space", "options", "plugins", "files", "products"),
+    *("messages", "config"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
     *("metrics", "selection", "system", "store", "protocols", "trial", "search"),
     *("held_out", "commit"),

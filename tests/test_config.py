@@ -175,7 +175,7 @@ NAN = math.nan
         ({"seeds": []}, "seeds", [], "1 or more"),
         ({"seeds": [-1]}, "seeds[0]", -1, "at least 0"),
         ({"seeds": [2**63]}, "seeds[0]", 2**63, "at most"),
-        ({"seeds": [True]}, "seeds[0]", True, "number"),
+        ({"seeds": [True]}, "seeds", [True], "true or false"),
         ({"seeds": ["a"]}, "seeds[0]", "a", "whole number"),
         ({"name": "a/b"}, "name", "a/b", "letters, digits"),
         ({"name": 3}, "name", 3, "text"),
@@ -195,7 +195,11 @@ NAN = math.nan
         ({"model": {"name": "mlp", "hidden": []}}, "model.hidden", [], "1 or more"),
         ({"model": {"name": "mlp", "hidden": [0]}}, "model.hidden[0]", 0, "at least 1"),
         ({"model": {"name": "mlp", "hidden": 100}}, "model.hidden", 100, "a list"),
+        ({"model": {"name": "mlp", "hidden": [True]}}, "model.hidden", [True], "true or false"),
+        ({"training": {"epochs": True}}, "training.epochs", True, "true or false"),
+        ({"selection": {"margin": math.inf}}, "selection.margin", math.inf, "a finite number"),
         ({"scenario": {**DIGITS, "tasks": 0}}, "scenario.tasks", 0, "at least 1"),
+        ({"scenario": {**DIGITS, "tasks": True}}, "scenario.tasks", True, "true or false"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -206,6 +210,24 @@ def test_a_wrong_value_is_named(
     assert error.field == field
     assert repr(error.value) == repr(value)
     assert allowed in f"{error.allowed} {error.step}"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "field"),
+    [
+        ("lwf", {"temperature": math.inf}, "temperature"),
+        ("si", {"damping": math.inf}, "damping"),
+        ("si", {"damping": 1e-60}, "damping"),
+        ("ebll", {"code_lr": math.inf}, "code_lr"),
+        ("ebll", {"warm_up": True}, "warm_up"),
+        ("mas", {"adapt": [{"task": True}]}, "adapt[0].task"),
+    ],
+)
+def test_options_of_methods_are_finite_numbers(
+    method: str, options: dict[str, Any], field: str
+) -> None:
+    error = refused(whole(methods=[{"name": method, "options": options}]))
+    assert error.field == f"methods[0].options.{field}"
 
 
 @pytest.mark.parametrize(
@@ -230,8 +252,9 @@ def test_a_wrong_value_is_named(
         ({"logspace": [1, 0.1, 3]}, "", "low <= high"),
         ({"logspace": [0.1, 1, 0]}, "", "n from 1"),
         ({"logspace": [0.1, 1, 10**9]}, "", "n from 1 to"),
-        ({"linspace": [0.1, math.inf, 3]}, "", SPACE),
-        ({"linspace": [NAN, 1, 3]}, "", SPACE),
+        ({"linspace": [0.1, math.inf, 3]}, ".linspace[1]", SPACE),
+        ({"linspace": [NAN, 1, 3]}, ".linspace[0]", SPACE),
+        ({"linspace": [True, 1, 3]}, ".linspace", SPACE),
         ({"linspace": [0.1, 1]}, ".linspace[2]", SPACE),
         ({"linspace": [0.1, 1, 2, 3]}, ".linspace", SPACE),
         ({"linspace": [0.1, 1, 2.5]}, ".linspace[2]", SPACE),

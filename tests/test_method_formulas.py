@@ -419,8 +419,16 @@ def test_adapt_adds_importance_and_trains_nothing() -> None:
         adapt(method, before, task, images[:, :, :1])
     with pytest.raises(InputError, match="has learned"):
         adapt(method, before, chain.tasks[2].task, images)
-    with pytest.raises(InputError, match="uint8"):
-        adapt(method, before, task, images.float())
+    for wrong in (images.float(), images.numpy()):
+        with pytest.raises(InputError, match="uint8"):
+            adapt(method, before, task, wrong)
+    dim = replace(task, transform=replace(task.transform, scale=16.0))
+    with pytest.raises(InputError, match="pixels from 0 to 16"):
+        adapt(method, before, dim, images)
+    with pytest.raises(InputError, match="a mas method"):
+        adapt(learner("ewc", False).method, before, task, images)
+    with pytest.raises(InputError, match="a mas method has learned"):
+        adapt(method, learner("finetune", False).learn(None, 1), task, images)
 
 
 def test_adapt_takes_images_as_the_data_set_stores_them() -> None:

@@ -555,12 +555,16 @@ def test_unlabelled_images_are_part_of_what_a_commit_is(tmp_path: Path) -> None:
     options = {"source": str(images), "adapt": [{"task": 1, "classes": ["3"], "replace": False}]}
     data = settings([{"name": "mas", "options": options}])
     commits = []
-    for value in (40, 90):
+    for value in (4, 9):
         np.save(images, np.full((5, 8, 8), value, dtype=np.uint8))
         found = run(out, data)
         commits.append([result.commit for result in found.results])
     assert found.reused
     assert not set(commits[0]) & set(commits[1])
+
+
+HEADER = "\x93NUMPY\x01\0v\0{{'descr': '|u1', 'fortran_order': False, 'shape': ({},1,8,8)}}"
+"""The beginning of a `.npy` of so many images, without them."""
 
 
 @pytest.mark.parametrize(
@@ -569,14 +573,21 @@ def test_unlabelled_images_are_part_of_what_a_commit_is(tmp_path: Path) -> None:
         (np.zeros((5, 9, 8), np.uint8), "1x8x8"),
         (np.zeros((0, 8, 8), np.uint8), "1x8x8"),
         (np.zeros((5, 8, 8), np.float32), "uint8"),
+        (np.full((5, 8, 8), 17, np.uint8), "pixels from 0 to 16"),
+        (b"PK\x03\x04 no archive", "uint8"),
+        (HEADER.format(999_999_999_999).encode("latin1"), "uint8"),
+        (HEADER.format(10**23).encode("latin1"), "uint8"),
         (None, "No such file"),
     ],
+    ids=lambda v: "" if isinstance(v, str) else str(getattr(v, "shape", v))[:12],
 )
 def test_unlabelled_images_that_do_not_fit_are_refused_before_anything_starts(
     tmp_path: Path, content: Any, said: str
 ) -> None:
     images = tmp_path / "stream.npy"
-    if content is not None:
+    if isinstance(content, bytes):
+        images.write_bytes(content)
+    elif content is not None:
         np.save(images, content)
     data = settings([{"name": "mas", "options": {"source": str(images)}}])
     with pytest.raises(InputError) as caught:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from clsearch.models.base import (
@@ -23,6 +22,7 @@ from clsearch.models.base import (
     initial_head,
     initial_parameters,
 )
+from clsearch.options import Strict
 from clsearch.regularizers.base import Hypers
 from clsearch.scenarios.base import Incremental, Task
 from clsearch.scenarios.unlabelled import TRAIN
@@ -140,10 +140,8 @@ class Evidence(ABC):
         """
 
 
-class MethodOptions(BaseModel):
+class MethodOptions(Strict):
     """Options of a method; each declares its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Method(ABC):

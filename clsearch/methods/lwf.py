@@ -20,7 +20,7 @@ from clsearch.space import Hyper
 
 
 class LwFOptions(MethodOptions):
-    temperature: float = Field(2.0, gt=0, description="T of the softened answers.")
+    temperature: float = Field(2.0, ge=0.01, description="T of the softened answers.")
     warm_up: int = Field(
         0,
         ge=0,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.methods._anchor import AnchorOptions, QuadraticAnchor
 from clsearch.methods.base import Context, Evidence, ImportanceObjective, MethodOptions, Start
 from clsearch.models.base import Params
+from clsearch.options import Strict
 from clsearch.scenarios.base import Task
 from clsearch.scenarios.unlabelled import TEST_INPUTS, TRAIN
 from clsearch.space import Hyper
@@ -30,10 +31,8 @@ def every_output(logits: Tensor, labels: Tensor) -> Tensor:
     return logits
 
 
-class Adaptation(BaseModel):
+class Adaptation(Strict):
     """Importance from other images, at the end of a task and without training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: int = Field(ge=1, description="The task after which it takes place.")
     source: str = Field(TRAIN, description="The images, as for `source`.")

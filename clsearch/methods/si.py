@@ -17,7 +17,7 @@ from clsearch.space import Hyper
 
 class SIOptions(AnchorOptions):
     damping: float = Field(
-        0.1, gt=0, description="ξ, which bounds the importance of weights that hardly moved."
+        0.1, ge=1e-6, description="ξ, which bounds the importance of weights that hardly moved."
     )
 
 

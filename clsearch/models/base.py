@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from clsearch.options import Strict
 
 Params = dict[str, Tensor]
 Gates = Mapping[str, Tensor]
@@ -103,10 +104,8 @@ class Tap:
         return mean, variance
 
 
-class BackboneOptions(BaseModel):
+class BackboneOptions(Strict):
     """Options of a backbone; each declares its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Backbone(nn.Module, ABC):

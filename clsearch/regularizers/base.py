@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.models.base import Backbone
+from clsearch.options import Strict
 from clsearch.space import Hyper
 
 Hypers = Mapping[str, Tensor]
@@ -29,10 +29,8 @@ def require_unit_layers(name: str, backbone: Backbone) -> None:
         raise InputError("name", name, allowed, "Take another regulariser or model.")
 
 
-class RegularizerOptions(BaseModel):
+class RegularizerOptions(Strict):
     """Options of a regulariser; each declares its own."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Regularizer(ABC):

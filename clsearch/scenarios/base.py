@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from clsearch.data.base import Samples
+from clsearch.options import Strict
 
 Incremental = Literal["task_incremental", "domain_incremental"]
 
@@ -72,10 +73,8 @@ class TaskData:
     test_size: int = 0
 
 
-class ScenarioOptions(BaseModel):
+class ScenarioOptions(Strict):
     """Options that every scenario has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str | None = Field(
         None, description="Folder of the data; default `$CLSEARCH_DATA`, else `data`."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,20 +34,32 @@ def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str)
             allowed = f"images whose pixels count up to {task.transform.scale:g}"
             raise InputError(field, name, allowed, f"These count up to {raw.scale:g}.")
     elif name.endswith(".npy"):
-        images = _read(Path(name).expanduser(), field, allowed)
+        images = _read(Path(name), field, allowed)
     else:
         raise InputError(field, name, allowed)
     if tuple(images.shape[1:]) != task.shape or not len(images):
         found = "x".join(map(str, images.shape))
         wanted = "x".join(map(str, task.shape))
         raise InputError(field, name, f"images of {wanted}, as the tasks have", f"It is {found}.")
+    check_pixels(images, task, field, name)
     return images
+
+
+def check_pixels(images: Tensor, task: Task, field: str, value: object) -> None:
+    """Raises `InputError` for pixels above those of the task's data set."""
+    largest, scale = int(images.max()), task.transform.scale
+    if largest > scale:
+        raise InputError(field, value, f"pixels from 0 to {scale:g}", f"There is one of {largest}.")
+
+
+# What numpy raises for a header or a length that makes no sense, and for a home that is nobody's.
+UNREADABLE = (OSError, ValueError, EOFError, BadZipFile, MemoryError, OverflowError, RuntimeError)
 
 
 def _read(path: Path, field: str, allowed: str) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path.expanduser(), allow_pickle=False)
+    except UNREADABLE as error:
         raise InputError(field, str(path), allowed, f"The reader said: {error}.") from error
     if not isinstance(array, np.ndarray) or array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise InputError(field, str(path), allowed)

@@ -12,6 +12,7 @@ from clsearch.methods.base import ChainState
 from clsearch.methods.mas import MAS
 from clsearch.models.base import head_names
 from clsearch.scenarios.base import Task
+from clsearch.scenarios.unlabelled import check_pixels
 from clsearch.training.batch import DeviceData, Readout
 from clsearch.training.importance import BATCH, mean_moment
 
@@ -23,21 +24,26 @@ def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainSt
     `images` uint8 `[N, C, H, W]` are those met in use, as the data set stores its own: some classes
     of the task, or a stream that nobody labelled. The network answers them with the task's output
     layer, and weights that matter to them are protected when the next task is learned (MAS §5.1,
-    §5.2). Raises `InputError` for images of another shape or type, and for a task that the chain
-    does not answer.
+    §5.2). Raises `InputError` for images of another shape or type, for a task that the chain does
+    not answer, and for a method or chain of another kind.
     """
+    if not isinstance(method, MAS):
+        raise InputError("method", getattr(method, "name", method), "a mas method")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        found = getattr(images, "dtype", type(images).__name__)
+        raise InputError("images", str(found), "a torch tensor of uint8 pixels")
     if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != task.shape:
         wanted = "x".join(map(str, task.shape))
         raise InputError("images", tuple(images.shape), f"one image or more of {wanted}")
-    if images.dtype != torch.uint8:
-        allowed = f"uint8 pixels from 0 to {task.transform.scale:g}"
-        raise InputError("images", str(images.dtype), allowed)
+    check_pixels(images, task, "images", tuple(images.shape))
     heads = head_names(task.head)
     gates = method.gates(chain.state, task)
     if gates is None or heads[0] not in chain.params:
         raise InputError("task", task.number, "a task the chain has learned")
     labels = torch.zeros(len(images), dtype=torch.int64)
     names = [name for name in [*method.body(), *heads] if f"importance.{name}" in chain.state]
+    if not names:
+        raise InputError("chain", "no importance", "a chain that a mas method has learned")
     found = mean_moment(
         method.backbone,
         chain.params,

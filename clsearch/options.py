@@ -1,0 +1,24 @@
+"""What every section of a configuration and every plug-in's options share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+class Strict(BaseModel):
+    """A frozen section that refuses unknown keys, numbers that are not finite, and truth values
+    where numbers are meant: YAML's `yes` is no 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        several = isinstance(value, list | tuple)
+        found = any(isinstance(v, bool) for v in (value if several else [value]))
+        if found and "bool" not in str(annotation):
+            raise ValueError("a list without true or false" if several else "no true or false")
+        return value
