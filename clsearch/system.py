@@ -145,6 +145,8 @@ def check(
     Returns the images of the unlabelled sources that methods name, uint8 `[N, C, H, W]`.
     """
     unlabelled: dict[str, Tensor] = {}
+    if systems:
+        systems[0].backbone.initial()  # raises for weights that do not fit
     for i, system in enumerate(systems):
         if scenario.incremental not in system.method.scenarios:
             raise InputError(

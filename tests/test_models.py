@@ -26,9 +26,11 @@ BACKBONES = discover("clsearch.models", Backbone)
 SMALL: dict[str, dict[str, Any]] = {
     "clnp_narrow": {"channels": [5, 4, 6, 3], "dense": 7},
     "clnp_wide": {"channels": [5, 4, 6, 3, 8]},
+    "alexnet": {"channels": [5, 4, 6, 3, 8], "dense": [9, 7]},
+    "vgg16": {"channels": [5, 7, 9, 8, 8], "dense": [9, 7]},
 }
 """Options and shapes of networks that are too large, or too deep, for these tests."""
-SHAPES = {"clnp_wide": (3, 26, 26)}
+SHAPES = {"clnp_wide": (3, 26, 26), "alexnet": (3, 64, 64), "vgg16": (3, 32, 32)}
 GROUPS: dict[str, dict[str, Any]] = {
     "maxout": {"activation": "maxout", "group": 3},
     "lwta": {"activation": "lwta", "group": 4},
@@ -187,3 +189,10 @@ def test_a_normalisation_starts_as_the_identity() -> None:
     assert params["norm.weight"].tolist() == [1.0, 1.0, 1.0]
     assert params["norm.bias"].tolist() == [0.0, 0.0, 0.0]
     assert params["fc.weight"].abs().max() <= 0.5
+
+
+def test_deep_networks_do_not_fade() -> None:
+    """Activations of the thirteenth convolution are as large as those of the first, or nearly."""
+    backbone, params = made(("vgg16", "default"))
+    _, activations = forward(backbone, params, images(9, backbone), 0, None)
+    assert activations["conv13"].std() > activations["conv1"].std() / 10

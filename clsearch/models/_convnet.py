@@ -166,7 +166,7 @@ class ConvNet(Backbone):
                 x = self.get_submodule(name)(x)
                 if layer.norm:
                     x = self.get_submodule(f"{name}_norm")(x, tap)
-                return tap(name, x.relu())
+                return tap(name, x.relu_())
             case MaxPool():
                 return functional.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
             case AveragePool(side, overlap=True):

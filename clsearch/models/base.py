@@ -117,17 +117,28 @@ class Backbone(nn.Module, ABC):
     (`initial_parameters` draws by it). Buffers are running statistics of batch normalisation, and
     no others. CLNP trains what `unit_layers` name, and nothing else. `version` is part of every
     trial's key: raise it when the formula changes, so that trials of the old one are not taken for
-    trials of the new.
+    trials of the new. `gain` scales fresh weights: √6 where deep ReLU layers would fade otherwise
+    (He et al. 2015, eq. 10).
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    gain: ClassVar[float] = 1.0
     Options: ClassVar[type[BackboneOptions]]
     unit_layers: tuple[UnitLayer, ...]
 
     def __init__(self, options: Any, shape: tuple[int, int, int]) -> None:
         super().__init__()
         self.options, self.shape = options, shape
+
+    @property
+    def initial_digest(self) -> str | None:
+        """What names the content of `initial`, for every trial's key; None if there is none."""
+        return None
+
+    def initial(self) -> Params:
+        """Parameters that fresh ones start from instead of drawn ones: weights from a file."""
+        return {}
 
     @property
     def features(self) -> int:
@@ -166,7 +177,8 @@ class Backbone(nn.Module, ABC):
 
 
 def initial_parameters(backbone: Backbone, generator: torch.Generator) -> Params:
-    """Fresh parameters of the backbone: uniform within ±1/√fan-in, as `nn.Linear` draws them.
+    """Fresh parameters of the backbone: uniform within ±1/√fan-in, as `nn.Linear` draws them,
+    weights within `gain` times that; or its `initial` ones.
 
     A weight has the fan-in of its trailing dimensions, a bias that of the weight beside it. A
     weight of one dimension scales (a normalisation's) and starts at 1, its bias at 0. Running
@@ -182,9 +194,9 @@ def initial_parameters(backbone: Backbone, generator: torch.Generator) -> Params
         if weight.ndim == 1:
             params[name] = torch.full(like.shape, 1.0 if part == "weight" else 0.0)
             continue
-        bound = weight[0].numel() ** -0.5
+        bound = weight[0].numel() ** -0.5 * (backbone.gain if part == "weight" else 1.0)
         params[name] = torch.empty(like.shape).uniform_(-bound, bound, generator=generator)
-    return params
+    return params | backbone.initial()
 
 
 def head_names(head: int) -> tuple[str, str]:

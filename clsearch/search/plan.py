@@ -56,7 +56,7 @@ def trial_key(
         "label": system.label,
         "method": _part(system.method),
         "regularizers": [_part(r) for r in system.regularizers],
-        "model": _part(system.backbone),
+        "model": _model(system.backbone),
         "training": config.training.model_dump(),
         "thresholds": config.selection.thresholds,
         "tasks": [{"number": p.task.number, "head": p.task.head, "data": p.digest} for p in parts],
@@ -71,6 +71,14 @@ def _part(plugin: Method | Regularizer | Backbone) -> dict[str, Any]:
     """What a plug-in contributes to a key."""
     options = plugin.options.model_dump(mode="json")
     return {"name": plugin.name, "version": plugin.version, "options": options}
+
+
+def _model(backbone: Backbone) -> dict[str, Any]:
+    """What a backbone contributes: initial weights by their content, wherever they lie."""
+    part, digest = _part(backbone), backbone.initial_digest
+    if digest is not None:
+        part["options"]["weights"] = digest
+    return part
 
 
 def commit_key(
