@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterable
@@ -68,7 +69,8 @@ def decode(
     """At most `count` images, decoded one by one into one tensor, and a note on those left out.
 
     Raises `InputError` under `field`: for images of mixed size where no size is asked for, for
-    images that cannot be decoded unless they are to be skipped, and where none is left.
+    images that cannot be decoded unless they are to be skipped, for more than the memory holds, and
+    where none is left.
     """
     pixels: Tensor | None = None
     first, labels, damaged = "", list[int](), list[str]()
@@ -79,6 +81,7 @@ def decode(
             damaged.append(f"{name} ({' '.join(str(error).split()) or type(error).__name__})")
             continue
         if pixels is None:
+            _fits(count, image, options, field)
             first, pixels = name, torch.empty((count, *image.shape), dtype=torch.uint8)
         if image.shape != pixels.shape[1:]:
             sizes = [f"{i.shape[-2]}x{i.shape[-1]}" for i in (pixels, image)]
@@ -91,6 +94,20 @@ def decode(
     if pixels is None:
         raise InputError(field, "no images", "one image or more")
     return as_samples(pixels[: len(labels)], torch.tensor(labels)), notes
+
+
+def _fits(count: int, image: Tensor, options: ImageOptions, field: str) -> None:
+    """Raises `InputError` where `count` images like this one are more than the memory holds."""
+    needed, there = count * image.numel(), _memory()
+    if needed > there:
+        found = f"{count} images of {'x'.join(map(str, image.shape))} take {needed / 2**30:.1f} GiB"
+        step = f"{found}; the memory here is {there / 2**30:.1f} GiB."
+        raise InputError(f"{field}.size", options.size, "images that fit into memory", step)
+
+
+def _memory() -> int:
+    """The memory of this machine, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _damaged(damaged: list[str], good: int, options: ImageOptions, field: str) -> tuple[str, ...]:
