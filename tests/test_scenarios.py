@@ -184,6 +184,17 @@ def test_the_digest_sees_the_task_and_its_samples(name: str, source: str | None)
 
 
 @every
+def test_options_as_they_are_stored_make_the_same_tasks(name: str, source: str | None) -> None:
+    """A run writes its config with all defaults filled in, and resumes from that."""
+    more = {"task_classes": [[0, 1], [2, 3]]} if name == "split" else {}
+    scenario = make(name, source, **more)
+    stored = scenario.options.model_dump(mode="json")
+    again = SCENARIOS[name](SCENARIOS[name].Options(**stored))
+    assert again.options == scenario.options
+    assert again.data(1).digest == scenario.data(1).digest
+
+
+@every
 def test_the_constructor_reads_no_images(
     name: str, source: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,7 +391,7 @@ def test_tasks_have_the_classes_listed_for_them_by_number_or_name() -> None:
         ({"task_classes": [[0, 1], [2, 10]]}, "scenario.task_classes[1]", "0 to 9, or one of 0, 1"),
         ({"task_classes": [[0, 1], [2, "ten"]]}, "scenario.task_classes[1]", "'ten'"),
         ({"task_classes": [[0, 1], [2, -1]]}, "scenario.task_classes[1]", "-1"),
-        ({"task_classes": [[0, 1]], "classes_per_task": 2}, "scenario.classes_per_task", "beside"),
+        ({"task_classes": [[0, 1]], "classes_per_task": 5}, "scenario.classes_per_task", "beside"),
         ({"task_classes": [[0, 1]], "class_order": [0, 1]}, "scenario.class_order", "beside"),
         ({"task_classes": [[0, 1]], "tasks": 2}, "scenario.tasks", "1 to 1: 1 lists of classes"),
     ],

@@ -46,9 +46,10 @@ class Split(SourceScenario):
         groups = options.task_classes
         if groups is not None:
             for other in ("classes_per_task", "class_order"):
-                if other in options.model_fields_set and getattr(options, other) is not None:
+                value = getattr(options, other)
+                if value != SplitOptions.model_fields[other].default:
                     allowed = "nothing beside `task_classes`"
-                    raise InputError(f"scenario.{other}", getattr(options, other), allowed)
+                    raise InputError(f"scenario.{other}", value, allowed)
             every = [one for group in groups for one in group]
             once(every, "scenario.task_classes", "every class in one task, and once")
             self._check(len(groups), 1)
