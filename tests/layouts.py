@@ -17,8 +17,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "folder": {"path": "photos"},
     "parquet": {"path": "tables/train-*.parquet", "test_path": "tables/test-0.parquet"},
     "arrays": {"path": "arrays/train.npz", "test_path": "arrays/test.npz"},
+    **{name: {"size": 16} for name in ("aircraft", "birds", "flowers", "scenes")},
 }
-"""What a source that cannot do without options is told to find its layout."""
+"""What a source is told to find its layout, or to be quick with it."""
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 INSECTS = ["ant", "bee", "cicada", "earwig", "fly", "hornet", "moth", "wasp"]
@@ -133,7 +134,69 @@ def arrays(root: Path) -> None:
         np.savez(root / "arrays" / f"{part}.npz", images=images, labels=labels)
 
 
+def photographs(place: Path, names: list[str]) -> None:
+    """Images of several sizes, the first white, the n-th with the noise of n."""
+    for i, name in enumerate(names):
+        array = noise(18 + i % 5, 20 - i % 3, 3, seed=i)
+        save(place / name, array if i else np.full_like(array, 255), "JPEG")
+
+
+def lists(place: Path, **files: list[str]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        (place / f"{name}.txt").write_text("\n".join(rows) + "\n")
+
+
+def birds(root: Path) -> None:
+    """In the order of classes, two of seven images for testing."""
+    place, every = root / "CUB_200_2011", range(8 * 28)
+    names = [f"{i // 28 + 1:03d}.Bird/b_{i}.jpg" for i in every]
+    photographs(place / "images", names)
+    lists(
+        place,
+        images=[f"{i + 1} {names[i]}" for i in every],
+        image_class_labels=[f"{i + 1} {i // 28 + 1}" for i in every],
+        train_test_split=[f"{i + 1} {int(i % 7 < 5)}" for i in every],
+        classes=[f"{c + 1} {c + 1:03d}.{name}" for c, name in enumerate(INSECTS)],
+    )
+
+
+def aircraft(root: Path) -> None:
+    place = root / "fgvc-aircraft-2013b" / "data"
+    variants = [f"Type {name} 7" for name in INSECTS]
+    photographs(place / "images", [f"{i:07d}.jpg" for i in range(200)])
+    rows = [f"{i:07d} {variants[i % 8]}" for i in range(200)]
+    lists(
+        place,
+        variants=variants,
+        images_variant_trainval=rows[:160],
+        images_variant_test=rows[160:],
+    )
+
+
+def flowers(root: Path) -> None:
+    from scipy.io import savemat
+
+    place = root / "flowers-102"
+    photographs(place / "jpg", [f"image_{i + 1:05d}.jpg" for i in range(200)])
+    numbers = np.arange(200).reshape(1, -1)
+    savemat(place / "imagelabels.mat", {"labels": (numbers % 8 + 1).astype(np.uint8)})
+    parts = {"trnid": numbers[:, :80] + 1, "valid": numbers[:, 80:160] + 1}
+    savemat(place / "setid.mat", {**parts, "tstid": numbers[:, 160:] + 1})
+
+
+def scenes(root: Path) -> None:
+    place = root / "indoor-67"
+    names = [f"{INSECTS[i % 8]}/room {i}.jpg" for i in range(200)]
+    photographs(place / "Images", names)
+    lists(place, TrainImages=names[:160], TestImages=names[160:])
+
+
 LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "aircraft": aircraft,
+    "birds": birds,
+    "flowers": flowers,
+    "scenes": scenes,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "tiny_imagenet": tiny_imagenet,

@@ -17,14 +17,15 @@ import pytest
 import torch
 from helpers import load_source, make_source, shared_data
 from layouts import CIFAR10, LAYOUTS, encode, noise, save, table
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clsearch.data import _cifar, svhn, tiny_imagenet
 from clsearch.data._images import conform
 from clsearch.data._pixels import statistics
 from clsearch.errors import InputError
 
-SETS = ["cifar10", "cifar100", "svhn", "tiny_imagenet"]
+PHOTOGRAPHS = ["aircraft", "birds", "flowers", "scenes"]
+SETS = ["cifar10", "cifar100", "svhn", "tiny_imagenet", *PHOTOGRAPHS]
 
 
 def pixels(content: bytes | Path) -> np.ndarray:
@@ -114,8 +115,12 @@ def test_a_missing_set_says_what_belongs_where(name: str, tmp_path: Path) -> Non
     message = refused(make_source(name), tmp_path / "nowhere")
     assert message.startswith("scenario.root: ")
     assert str(tmp_path / "nowhere") in message
-    assert "`download: true`" in message
+    assert ("`download: true`" in message) is (name != "scenes")
     expected = {
+        "aircraft": ("fgvc-aircraft-2013b", "data/images_variant_trainval.txt"),
+        "birds": ("CUB_200_2011", "train_test_split.txt"),
+        "flowers": ("flowers-102", "setid.mat"),
+        "scenes": ("indoor-67", "TrainImages.txt", "by hand from https://web.mit.edu"),
         "cifar10": ("cifar-10-batches-bin", "data_batch_5.bin", "cifar10_parquet", "test-*"),
         "cifar100": ("cifar-100-binary", "train.bin", "fine_label_names.txt"),
         "svhn": ("SVHN", "train_32x32.mat", "test_32x32.mat"),
@@ -138,7 +143,7 @@ def test_what_is_there_is_checked_without_reading_it(
         source.check(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [name for name in SETS if name != "scenes"])
 def test_a_missing_set_is_fetched(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +159,17 @@ def test_a_missing_set_is_fetched(
             tar.add(folder, folder.name)
         monkeypatch.setattr(_cifar, "_SITE", site.as_uri())
         monkeypatch.setattr(kind, "md5", md5(archive))
+    elif name in PHOTOGRAPHS:
+        kind, files = type(make_source(name)), []
+        for url, _, inside, into in kind.files:
+            file = site / url.rpartition("/")[2]
+            if inside:
+                with tarfile.open(file, "w:gz") as tar:
+                    tar.add(tmp_path / "original" / into, inside)
+            else:
+                shutil.copy(tmp_path / "original" / into / file.name, file)
+            files.append((file.as_uri(), md5(file), inside, into))
+        monkeypatch.setattr(kind, "files", tuple(files))
     elif name == "tiny_imagenet":
         archive = site / "tiny.zip"
         with zipfile.ZipFile(archive, "w") as packed:
@@ -326,6 +342,50 @@ def test_tiny_imagenet_without_a_class_or_with_another_is_refused(tmp_path: Path
     assert "n9" in refused(make_source("tiny_imagenet"), tmp_path)
     shutil.rmtree(place / "train" / "n8")
     assert "train/n8/images" in refused(make_source("tiny_imagenet"), tmp_path)
+
+
+# --- photographs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "written", "label"),
+    [("aircraft", 9, 9, 1), ("birds", 21, 29, 1), ("flowers", 90, 90, 2), ("scenes", 9, 9, 1)],
+)
+def test_lists_say_which_photograph_is_what(
+    name: str, index: int, written: int, label: int, tmp_path: Path
+) -> None:
+    """One image of each set followed from its file, by the set's lists, to its label."""
+    LAYOUTS[name](tmp_path)
+    raw = make_source(name).load(tmp_path, download=False)
+    assert raw.test is not None
+    assert (len(raw.train), len(raw.test)) == ((160, 64) if name == "birds" else (160, 40))
+    array = noise(18 + written % 5, 20 - written % 3, 3, seed=written)
+    with Image.open(io.BytesIO(encode(array, "JPEG"))) as opened:
+        fitted = ImageOps.fit(opened.convert("RGB"), (16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(raw.train.inputs[index].numpy(), np.asarray(fitted).transpose(2, 0, 1))
+    assert raw.train.labels[index] == label
+    expected = {"aircraft": "Type bee 7", "birds": "002.bee", "flowers": "3", "scenes": "bee"}
+    assert raw.classes[label] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("aircraft", "data/images_variant_test.txt", "0000001 Zeppelin\n"),
+        ("aircraft", "data/images_variant_test.txt", "0000001\n"),
+        ("birds", "image_class_labels.txt", "1 9\n"),
+        ("birds", "classes.txt", "1 001.ant\n"),
+        ("flowers", "setid.mat", "no mat file"),
+        ("scenes", "TestImages.txt", "attic/1.jpg\n"),
+    ],
+)
+def test_damaged_lists_are_refused(name: str, file: str, content: str, tmp_path: Path) -> None:
+    LAYOUTS[name](tmp_path)
+    source = make_source(name)
+    (tmp_path / source.folder / file).write_text(content)
+    message = refused(source, tmp_path)
+    assert message.startswith("scenario.root: ")
+    assert file in message
 
 
 # --- pixels ---------------------------------------------------------------------------------

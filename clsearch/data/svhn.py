@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from clsearch.data._download import fetch
+from clsearch.data._mat import read_mat
 from clsearch.data._pixels import PixelOptions, raw_data
 from clsearch.data.base import RawData, Samples, Source, as_samples
 from clsearch.errors import InputError
@@ -56,16 +57,13 @@ def _missing(root: Path) -> list[str]:
 
 def _read(path: Path) -> Samples:
     """One file: `X` uint8 `[32, 32, 3, N]` and `y` from 1 to 10."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     try:
-        content: dict[str, Any] = loadmat(path, variable_names=["X", "y"])
-        images, labels = np.asarray(content["X"]), np.asarray(content["y"]).reshape(-1)
-    except (MatReadError, OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
+        images, labels = read_mat(path, "X", "y")
+    except ValueError as error:
         said = " ".join(str(error).split())
         allowed = "an undamaged file of cropped digits, with X and y"
         raise InputError("scenario.root", str(path), allowed, f"The reader said: {said}") from error
+    labels = labels.reshape(-1)
     right = images.dtype == np.uint8 and images.shape == (_SIDE, _SIDE, 3, len(labels))
     if not right or not len(labels) or not 0 <= labels.min() <= labels.max() <= 10:
         found = f"X {images.dtype} {list(images.shape)}, y {list(labels.shape)}"
