@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from clsearch.config import Plugin, Space
+from clsearch.data.base import SourceConfig
 from clsearch.errors import unknown
 from clsearch.methods.base import Method
 from clsearch.models.activations import lwta, maxout
@@ -62,7 +63,7 @@ def section(title: str, model: type[BaseModel], path: str = "") -> Iterator[str]
     yield _table(model)
     for name, info in model.model_fields.items():
         for inner in _models(info.annotation):
-            if inner not in (Plugin, Space):
+            if inner is not Space and not issubclass(inner, Plugin):
                 where = f"{path}{name}"
                 yield from section(f"`{where}`", inner, f"{where}.")
 
@@ -123,6 +124,8 @@ def _name(annotation: Any) -> str:  # noqa: PLR0911 - one return a kind of type
         return "mapping"
     if annotation is type(None):
         return "null"
+    if annotation is SourceConfig:
+        return "text or section"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     names = {str: "text", int: "integer", float: "number", bool: "true or false"}
@@ -136,8 +139,9 @@ def plugin(name: str, kind: type[Any]) -> Iterator[str]:
         yield _table(kind.Options)
         for key, info in kind.Options.model_fields.items():
             for inner in _models(info.annotation):
-                yield f"Keys of `{key}`:"
-                yield _table(inner)
+                if not issubclass(inner, Plugin):
+                    yield f"Keys of `{key}`:"
+                    yield _table(inner)
     space: dict[str, Hyper] = dict(getattr(kind, "space", {}))
     if issubclass(kind, Method):
         space = {"lr": LEARNING_RATE, **space}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,26 @@ class Plugin(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+def checked_options(kind: type[Any], options: Mapping[str, Any], field: str) -> BaseModel:
+    """The checked options of a plug-in; raises `InputError` under `field`."""
+    model: type[BaseModel] = kind.Options
+    try:
+        return model.model_validate(dict(options))
+    except ValidationError as error:
+        raise from_pydantic(error, model, field) from error
+
+
+PLACES = frozenset({"root", "download", "path", "test_path"})
+"""Options of scenarios and sources that say where data lies, not what it is."""
+
+
+def without_places(options: Any) -> Any:
+    """Options of a scenario, sections and lists within them included, without `PLACES`."""
+    if isinstance(options, dict):
+        return {k: without_places(v) for k, v in options.items() if k not in PLACES}
+    return [without_places(v) for v in options] if isinstance(options, list) else options
 
 
 MAX_AXIS = 10_000
@@ -246,11 +267,8 @@ class Config(Strict):
         The number of tasks, where data lies, grids, methods, seeds, margin and resources may change
         between runs of one folder: the journal is keyed by content.
         """
-        scenario = {
-            k: v
-            for k, v in self.scenario.model_dump(exclude_none=True).items()
-            if k not in ("root", "download", "tasks")
-        }
+        scenario = without_places(self.scenario.model_dump(exclude_none=True))
+        scenario.pop("tasks", None)
         parts = {
             "name": self.name,
             "scenario": scenario,

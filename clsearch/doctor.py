@@ -205,18 +205,19 @@ def _data(folder: Path | None) -> Iterator[Finding]:
         mend = f"Create it or give another folder in {named}." if asked else ""
         yield Finding("data", f"no folder {root}", mend)
     for name, kind in discover("clsearch.data", Source).items():
-        yield _source(name, kind(), root)
+        if not kind.needs_options():
+            yield _source(name, kind(), root)
 
 
 def _source(name: str, source: Source, root: Path) -> Finding:
     what, embedded = f"data {name}", source.embedded
     try:
-        source.load(root, download=False)
+        source.check(root)
     except ClsearchError as error:
         if embedded:
             return Finding(what, str(error), "Reinstall the package it comes with.")
         return Finding(what, f"not there. {error.step if isinstance(error, InputError) else error}")
-    return Finding(what, "comes with an installed package" if embedded else "found and read")
+    return Finding(what, "comes with an installed package" if embedded else "found")
 
 
 def _disk() -> Iterator[Finding]:

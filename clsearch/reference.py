@@ -24,7 +24,9 @@ def configuration() -> str:
         "A search is one YAML file. Unknown keys are refused, and the known ones listed.",
         "An axis of a grid is a list of numbers, one number, or a range: "
         "`{logspace: [low, high, n]}` or `{linspace: [low, high, n]}`.",
-        "Methods, regularisers and their hyperparameters: [methods.md](methods.md).",
+        "Methods, regularisers and their hyperparameters: [methods.md](methods.md). Sequences, "
+        "data of your own, and the sets with their layouts and licences: "
+        "[scenarios.md](scenarios.md).",
         *section("The file", Config),
     ]
     for title, package, base in (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.commit import Commit, Learned, commit, stored_bytes
-from clsearch.config import Config
+from clsearch.config import Config, without_places
 from clsearch.errors import DamagedError, DepletedError, StoreError
 from clsearch.export import provenance, write_model_files
 from clsearch.files import atomic_write
@@ -100,10 +100,7 @@ class Search:
                 }
             )
         config = self.config.model_dump(mode="json", exclude={"resources", "tracking"})
-        places = {"root", "download"}
-        what = config | {
-            "scenario": {k: v for k, v in config["scenario"].items() if k not in places}
-        }
+        what = config | {"scenario": without_places(config["scenario"])}
         return SearchInfo(self.config.name, digest([what, tasks]), config, tasks)
 
     def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Results:
@@ -120,6 +117,8 @@ class Search:
             for seed in self.config.seeds
         ]
         progress.begin(self.scenario, self.systems, self.config)
+        for note in self.scenario.notes:
+            progress.note(note)
         for task in self.tasks:
             at_work = [c for c in chains if not c.ended]
             if not at_work:

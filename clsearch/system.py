@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from clsearch.config import Config, Grid, MethodConfig, Plugin, axis_values
+from clsearch.config import Config, Grid, MethodConfig, Plugin, axis_values, checked_options
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
-from clsearch.messages import from_pydantic
 from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.plugins import find
@@ -46,26 +44,17 @@ class System:
         return self.config.chain_name
 
 
-def _options(kind: type[Any], options: Mapping[str, Any], field: str) -> BaseModel:
-    """The checked options of a plug-in; raises `InputError` under `field`."""
-    model: type[BaseModel] = kind.Options
-    try:
-        return model.model_validate(dict(options))
-    except ValidationError as error:
-        raise from_pydantic(error, model, field) from error
-
-
 def build_scenario(config: Config) -> Scenario:
     """The scenario of a config, its options checked. Reads no images."""
     kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
-    built: Scenario = kind(_options(kind, config.scenario.options, "scenario"))
+    built: Scenario = kind(checked_options(kind, config.scenario.options, "scenario"))
     return built
 
 
 def build_backbone(config: Config, shape: Shape) -> Backbone:
     """The backbone of a config for images of a shape."""
     kind = find("clsearch.models", Backbone, config.model.name, "model.name")
-    built: Backbone = kind(_options(kind, config.model.options, "model"), shape)
+    built: Backbone = kind(checked_options(kind, config.model.options, "model"), shape)
     return built
 
 
@@ -74,7 +63,7 @@ def build_system(config: Config, index: int, shape: Shape) -> System:
     entry, field = config.methods[index], f"methods[{index}]"
     backbone = build_backbone(config, shape)
     kind = find("clsearch.methods", Method, entry.name, f"{field}.name")
-    method: Method = kind(_options(kind, entry.options, f"{field}.options"), backbone)
+    method: Method = kind(checked_options(kind, entry.options, f"{field}.options"), backbone)
     own = [
         Plugin(name=n) for n in kind.regularizers if n not in [r.name for r in entry.regularizers]
     ]
@@ -83,7 +72,7 @@ def build_system(config: Config, index: int, shape: Shape) -> System:
         where = f"{field}.regularizers[{i - len(own)}]" if i >= len(own) else f"{field}.name"
         r_kind = find("clsearch.regularizers", Regularizer, plugin.name, f"{where}.name")
         try:
-            regularizers.append(r_kind(_options(r_kind, plugin.options, where), backbone))
+            regularizers.append(r_kind(checked_options(r_kind, plugin.options, where), backbone))
         except InputError as error:
             raise (error if error.field.startswith(where) else error.under(where)) from None
     names = [r.name for r in regularizers]
@@ -112,11 +101,11 @@ def resolve(config: Config) -> Config:
     anywhere.
     """
     kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
-    scenario = _options(kind, config.scenario.options, "scenario").model_dump(mode="json")
+    scenario = checked_options(kind, config.scenario.options, "scenario").model_dump(mode="json")
     if scenario.get("root") or os.environ.get("CLSEARCH_DATA"):
         scenario["root"] = str(data_root(scenario.get("root")).absolute())
     kind = find("clsearch.models", Backbone, config.model.name, "model.name")
-    model = _options(kind, config.model.options, "model").model_dump(mode="json")
+    model = checked_options(kind, config.model.options, "model").model_dump(mode="json")
     return config.model_copy(
         update={
             "scenario": Plugin(name=config.scenario.name, **scenario),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from layouts import LAYOUTS, OPTIONS
 from torch import Tensor
 
 from clsearch.commit import consolidate
@@ -20,7 +21,6 @@ from clsearch.config import Config, parse_config
 from clsearch.data._idx import IdxSource
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import RawData, Samples, Source
-from clsearch.errors import InputError
 from clsearch.methods.base import ChainState, Context, Start
 from clsearch.models.base import Params
 from clsearch.plugins import discover
@@ -50,18 +50,29 @@ def shared_data() -> Path:
     return folder
 
 
+def source_config(name: str) -> str | dict[str, Any]:
+    """What a config says of a source: its name, and how to find its layout where it has to."""
+    return {"name": name, **OPTIONS[name]} if name in OPTIONS else name
+
+
+def make_source(name: str, **options: Any) -> Source:
+    """A source with the options that its layout needs, and others."""
+    return SOURCES[name](SOURCES[name].Options(**{**OPTIONS.get(name, {}), **options}))
+
+
 @cache
 def load_source(name: str) -> RawData:
-    """A whole source, read once a session; skips where its files are absent."""
-    source, load = SOURCES[name](), _LOAD[name]
+    """A whole source, read once a session: the real one where its files are in the shared folder
+    and quick to read, else a small one in its layout; skips where there is neither."""
+    source, load = make_source(name), _LOAD[name]
     if source.embedded:
         return load(source, Path("unused"), download=False)
+    if name in LAYOUTS:
+        with tempfile.TemporaryDirectory() as folder:
+            LAYOUTS[name](Path(folder))
+            return load(source, Path(folder), download=False)
+    assert isinstance(source, IdxSource), f"{name} needs a layout in tests/layouts.py"
     root = shared_data()
-    if not isinstance(source, IdxSource):
-        try:
-            return load(source, root, download=False)
-        except InputError as error:
-            pytest.skip(f"no real images: {error}")
     raw = root / source.dataset / "raw"
     if not raw.is_dir():
         pytest.skip(f"no real images: {raw} is not there")

@@ -84,6 +84,24 @@ def test_the_readmes_config_is_valid() -> None:
     check(config, scenario, systems, ())  # its tasks would be downloaded
 
 
+def test_the_scenarios_of_the_docs_can_be_built() -> None:
+    import yaml
+
+    from clsearch.config import parse_config
+    from clsearch.system import build_scenario
+
+    page = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    shown = ""
+    for block in blocks:
+        given = {**yaml.safe_load(block), "methods": [{"name": "finetune"}]}
+        build_scenario(parse_config(given))
+        shown += block
+    for package, base in (("clsearch.scenarios", Scenario), ("clsearch.data", Source)):
+        for name in discover(package, base):
+            assert name in shown if base is Scenario else f"`{name}`" in page or name in shown
+
+
 def test_the_readmes_method_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example is complete: as a file of the methods' folder it is found, it learns two tasks,
     and a strong pull keeps the second near the first."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SOURCES, load_source
+from helpers import SOURCES, load_source, make_source, source_config
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -26,16 +26,29 @@ EVERY = [
 ]
 every = pytest.mark.parametrize(("name", "source"), EVERY)
 Row = tuple[bytes, str]
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "sequence": {
+        "tasks": [
+            {"source": "digits", "classes": ["4", "2", "3"]},
+            {"source": "digits", "classes": [0, 1, 8], "name": "others"},
+            {"source": source_config("folder"), "classes": ["ant", "wasp", 2]},
+            {"source": "svhn", "classes": [9, 1, 0]},
+        ],
+        "size": 10,
+        "colour": "grey",
+    }
+}
+"""Options of the scenarios that cannot do without."""
 
 
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sources give the first 800 training and 200 test images: enough, and quick."""
+    """Sources give the first images: 800 or 20 of a class for training, 200 test images."""
     for name, kind in SOURCES.items():
 
         def load(self: Any, root: Path, download: bool, name: str = name) -> RawData:
             raw = load_source(name)
-            head = slice(0, 800)
+            head = slice(0, max(800, 20 * len(raw.classes)))
             test = raw.test and Samples(raw.test.inputs[:200], raw.test.labels[:200])
             return replace(
                 raw, train=Samples(raw.train.inputs[head], raw.train.labels[head]), test=test
@@ -47,8 +60,8 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> None:
 def make(name: str, source: str | None = None, **options: Any) -> Any:
     kind = SCENARIOS[name]
     if source is not None:
-        options["source"] = source
-    return kind(kind.Options(**options))
+        options["source"] = source_config(source) if source in SOURCES else source
+    return kind(kind.Options(**{**EXAMPLES.get(name, {}), **options}))
 
 
 def unpermuted(samples: Samples, task: Task) -> Tensor:
@@ -65,7 +78,7 @@ def rows(samples: Samples, task: Task) -> list[Row]:
 
 
 def source_rows(source: str) -> Counter[Row]:
-    raw = SOURCES[source]().load(Path("unused"), download=False)
+    raw = make_source(source).load(Path("unused"), download=False)
     found: Counter[Row] = Counter()
     for part in (raw.train, raw.test):
         if part is not None:
@@ -151,7 +164,8 @@ def test_every_image_is_on_one_side_in_all_tasks(name: str, source: str | None) 
 def test_more_tasks_leave_earlier_ones_unchanged(name: str, source: str | None) -> None:
     if "tasks" not in SCENARIOS[name].Options.model_fields:
         pytest.skip(f"{name} has no option `tasks`")
-    few, more = make(name, source, tasks=2), make(name, source, tasks=4)
+    tasks = EXAMPLES.get(name, {}).get("tasks")
+    few, more = (make(name, source, tasks=tasks[:n] if tasks else n) for n in (2, 4))
     assert (len(few.tasks), len(more.tasks)) == (2, 4)
     for number in (1, 2):
         assert few.data(number).digest == more.data(number).digest
@@ -170,6 +184,17 @@ def test_the_digest_sees_the_task_and_its_samples(name: str, source: str | None)
 
 
 @every
+def test_options_as_they_are_stored_make_the_same_tasks(name: str, source: str | None) -> None:
+    """A run writes its config with all defaults filled in, and resumes from that."""
+    more = {"task_classes": [[0, 1], [2, 3]]} if name == "split" else {}
+    scenario = make(name, source, **more)
+    stored = scenario.options.model_dump(mode="json")
+    again = SCENARIOS[name](SCENARIOS[name].Options(**stored))
+    assert again.options == scenario.options
+    assert again.data(1).digest == scenario.data(1).digest
+
+
+@every
 def test_the_constructor_reads_no_images(
     name: str, source: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +210,7 @@ def test_options_are_described_and_unknown_ones_refused(name: str) -> None:
         assert field.description, key
     for wrong in ({"sorce": "digits"}, {"validation": 0}, {"validation": 1.0}, {"split_seed": -1}):
         with pytest.raises(ValidationError):
-            options(**wrong)
+            options(**{**EXAMPLES.get(name, {}), **wrong})
 
 
 # --- the split ------------------------------------------------------------------------------
@@ -344,6 +369,127 @@ def test_what_a_class_order_tells_is_checked_at_once(options: dict[str, Any], fi
     with pytest.raises(InputError) as caught:
         make("split", **options)
     assert caught.value.field == field
+
+
+def test_tasks_have_the_classes_listed_for_them_by_number_or_name() -> None:
+    groups = [[7, 2, 5], ["9", "0"]]
+    scenario = make("split", task_classes=groups)
+    assert [t.classes for t in scenario.tasks] == [("7", "2", "5"), ("9", "0")]
+    same = make("split", classes_per_task=3, class_order=[7, 2, 5, 9, 0, 1])
+    assert scenario.data(1).digest == same.data(1).digest
+    assert len(make("split", task_classes=groups, tasks=1).tasks) == 1
+    with pytest.raises(InputError, match=r"^scenario\.incremental: .* 3 and 2"):
+        _ = make("split", task_classes=groups, incremental="domain_incremental").tasks
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "allowed"),
+    [
+        ({"task_classes": [[0, 1], [1, 2]]}, "scenario.task_classes", "Twice: 1"),
+        ({"task_classes": [[0, 1], [3, 3]]}, "scenario.task_classes", "Twice: 3"),
+        ({"task_classes": [[0, 1], [2, "1"]]}, "scenario.task_classes", "Twice: 1"),
+        ({"task_classes": [[0, 1], [2, 10]]}, "scenario.task_classes[1]", "0 to 9, or one of 0, 1"),
+        ({"task_classes": [[0, 1], [2, "ten"]]}, "scenario.task_classes[1]", "'ten'"),
+        ({"task_classes": [[0, 1], [2, -1]]}, "scenario.task_classes[1]", "-1"),
+        ({"task_classes": [[0, 1]], "classes_per_task": 5}, "scenario.classes_per_task", "beside"),
+        ({"task_classes": [[0, 1]], "class_order": [0, 1]}, "scenario.class_order", "beside"),
+        ({"task_classes": [[0, 1]], "tasks": 2}, "scenario.tasks", "1 to 1: 1 lists of classes"),
+    ],
+)
+def test_class_lists_that_overlap_or_name_no_class_are_refused(
+    options: dict[str, Any], field: str, allowed: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        _ = make("split", **options).tasks
+    assert caught.value.field == field
+    assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("groups", [[], [[]], [[0, 1], [2]], [[0, True]], [[0, 1.5]], "0 1"])
+def test_class_lists_that_are_empty_or_none_are_refused(groups: Any) -> None:
+    with pytest.raises(ValidationError):
+        SCENARIOS["split"].Options(task_classes=groups)
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "tasks"),
+    [("mnist", 2, 5), ("svhn", 2, 5), ("cifar10", 2, 5), ("cifar100", 10, 10)],
+)
+def test_sets_are_split_as_in_the_papers(source: str, size: int, tasks: int) -> None:
+    scenario = make("split", source, classes_per_task=size)
+    names = load_source(source).classes
+    assert [t.classes for t in scenario.tasks] == [
+        names[size * i : size * (i + 1)] for i in range(tasks)
+    ]
+
+
+# --- sequences of sets ----------------------------------------------------------------------
+
+
+def test_a_sequence_takes_each_task_from_its_set() -> None:
+    scenario = make("sequence")
+    assert [t.name for t in scenario.tasks] == ["digits-1", "others", "folder-3", "svhn-4"]
+    assert [t.classes for t in scenario.tasks][1:] == [
+        ("0", "1", "8"), ("ant", "wasp", "cicada"), ("9", "1", "0"),
+    ]  # fmt: skip
+    assert {t.shape for t in scenario.tasks} == {(1, 10, 10)}
+    assert len({t.transform.mean for t in scenario.tasks}) == 3  # one for each set
+
+
+def test_a_set_in_several_tasks_is_read_and_split_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, raw = [], load_source("digits")
+    monkeypatch.setattr(SOURCES["digits"], "load", lambda *_: calls.append(1) or raw)
+    tasks = [{"source": "digits", "classes": [2 * i, 2 * i + 1]} for i in range(5)]
+    scenario = make("sequence", tasks=tasks, size=None, colour=None)
+    split = make("split")
+    for number in range(1, 6):
+        one, other = scenario.data(number), split.data(number)
+        assert one.train.digest() == other.train.digest()
+        assert one.validation.digest() == other.validation.digest()
+    assert len(calls) == 2  # one each
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "said"),
+    [
+        ({"size": None, "colour": None}, "scenario.tasks", "'digits-1' has 1x8x8, 'folder-3' has"),
+        ({"tasks": [{"source": "digits"}, {"source": "digits"}]}, "scenario.tasks[1].classes", "0"),
+        ({"tasks": [{"source": "digits", "classes": [0, 11]}]}, "scenario.tasks[0].classes", "11"),
+        ({"tasks": [{"source": "digit"}]}, "scenario.tasks[0].source", "digits"),
+        ({"tasks": [{"source": "svhn", "name": "digits-2"}, {"source": "digits"}]},
+         "scenario.tasks", "Twice: digits-2"),
+        ({"tasks": [{"source": "digits"}, {"source": "svhn", "classes": [0, 1]}],
+          "incremental": "domain_incremental"}, "scenario.incremental", "10 and 2"),
+    ],
+)  # fmt: skip
+def test_sequences_that_cannot_be_learnt_are_refused(
+    options: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        _ = make("sequence", **options).tasks
+    assert caught.value.field == field
+    assert said in str(caught.value)
+
+
+def test_cifar10_comes_before_cifar100_in_tens() -> None:
+    scenario = make("cifar10_cifar100")
+    assert len(scenario.tasks) == 11
+    assert scenario.tasks[0].classes == load_source("cifar10").classes
+    hundred = load_source("cifar100").classes
+    assert [c for t in scenario.tasks[1:] for c in t.classes] == list(hundred)
+    assert {len(t.classes) for t in scenario.tasks} == {10}
+    assert len({t.transform.mean for t in scenario.tasks}) == 2
+
+
+def test_a_missing_set_is_refused_when_its_task_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real loaders
+    with pytest.raises(InputError, match="cifar-10-batches-bin"):
+        _ = make("cifar10_cifar100", root=str(tmp_path)).tasks
+
+
+# --- what both refuse -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["permuted", "split"])

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from clsearch.data._download import not_fetched
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import RawData, Samples, Source, as_samples
 from clsearch.errors import InputError
@@ -67,7 +68,7 @@ class IdxSource(Source, ABC):
             images, labels = part.data, part.targets
         except (OSError, *_UNREADABLE) as error:
             if download:
-                raise self._failed(root, error) from error
+                raise not_fetched(self.dataset, root, error) from error
             allowed, step = f"undamaged IDX files {names}", advice
             if isinstance(error, OSError):
                 allowed, step = f"a folder of readable files {names}", f"The system said: {error}."
@@ -80,14 +81,6 @@ class IdxSource(Source, ABC):
         would be read instead of the ones checked here. The name is the folder's, so it stays."""
         original = getattr(torchvision().datasets, self.dataset)
         return type(self.dataset, (original,), {"_check_legacy_exist": lambda _: False})
-
-    def _failed(self, root: Path, error: Exception) -> InputError:
-        return InputError(
-            "scenario.download",
-            True,
-            f"only where {self.dataset} can be fetched and unpacked into {root}",
-            f"The reason: {' '.join(str(error).split())}",
-        )
 
     def _check(self, folder: Path, names: str, images: Tensor, labels: Tensor) -> None:
         """Raises `InputError` unless images are `[N, 28, 28]`, N > 0, with a class label each."""

@@ -7,10 +7,15 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
+
+from clsearch.config import Plugin, checked_options
+from clsearch.options import Strict
+from clsearch.plugins import find
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class RawData:
     """A whole data set. Pixels become numbers by `(pixel / scale - mean) / std`, per channel.
 
     `test` is None for a set without an official test part; the scenario then holds one out.
+    `notes` is what a person should know of the reading: images left out, say.
     """
 
     train: Samples
@@ -47,14 +53,47 @@ class RawData:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    notes: tuple[str, ...] = ()
+
+
+class SourceOptions(Strict):
+    """Options of a source; each declares its own."""
+
+
+class SourceConfig(Plugin):
+    """A source by name, its options beside the name; a plain text is a name without options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        if not isinstance(value, str | dict | SourceConfig):
+            raise ValueError("the name of a data set, or a section of its name and its options")
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_serializer(mode="wrap")
+    def _to_text(self, handler: SerializerFunctionWrapHandler) -> Any:
+        return handler(self) if self.options else self.name
 
 
 class Source(ABC):
-    """A data set by name. One file a source; being in the folder is being registered."""
+    """A data set by name. One file a source; being in the folder is being registered.
+
+    `field` is where the source stands in the config: messages about its options name it.
+    """
 
     name: ClassVar[str]
     embedded: ClassVar[bool] = False
     """Whether the data comes with an installed package: no folder and no download needed."""
+    Options: ClassVar[type[SourceOptions]] = SourceOptions
+
+    def __init__(self, options: Any = None, field: str = "scenario.source") -> None:
+        self.options: Any = self.Options() if options is None else options
+        self.field = field
+
+    @classmethod
+    def needs_options(cls) -> bool:
+        """Whether the source is only known with options: data of the user's own."""
+        return any(info.is_required() for info in cls.Options.model_fields.values())
 
     @abstractmethod
     def load(self, root: Path, download: bool) -> RawData:
@@ -63,6 +102,17 @@ class Source(ABC):
         Raises `InputError` naming the folder, the files expected and the option that downloads,
         when files are missing or images have the wrong size.
         """
+
+    def check(self, root: Path) -> None:
+        """Raises `InputError` where `load` would for missing files; quick: may decode nothing."""
+        self.load(root, download=False)
+
+
+def build_source(config: SourceConfig, field: str) -> Source:
+    """The source a config names at `field`, its options checked. Reads no images."""
+    kind = find("clsearch.data", Source, config.name, field)
+    built: Source = kind(checked_options(kind, config.options, field), field)
+    return built
 
 
 def data_root(root: str | None) -> Path:

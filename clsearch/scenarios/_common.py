@@ -1,4 +1,4 @@
-"""What scenarios over one source share: the split, the tasks, the choice of samples."""
+"""What scenarios share: sources split once, tasks planned from them, the choice of samples."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clsearch.data.base import RawData, Samples, Source, data_root
+from clsearch.data.base import RawData, Samples, Source, SourceConfig, build_source, data_root
 from clsearch.errors import InputError
-from clsearch.plugins import find
 from clsearch.records import digest
 from clsearch.rng import generator
 from clsearch.scenarios.base import (
@@ -30,7 +29,11 @@ from clsearch.scenarios.base import (
 class SourceOptions(ScenarioOptions):
     """Options of a scenario over one source."""
 
-    source: str = Field("digits", description="Name of the data set the tasks are made from.")
+    source: SourceConfig = Field(
+        SourceConfig(name="digits"),
+        description="The data set the tasks are made from: its name, or a section of its name and"
+        " its options.",
+    )
     incremental: Incremental = Field(
         "task_incremental",
         description="`task_incremental` gives every task an output layer of its own,"
@@ -50,86 +53,140 @@ class Plan:
     permutation: Tensor | None = None
 
 
-class SourceScenario(Scenario):
-    """A scenario whose tasks are all made from one source, read and split once.
+class Pool:
+    """A source that is read and split once, however many tasks are made from it."""
 
-    An image held out for validation or testing is held out in every task. Raises `InputError`
-    for an unknown source at once, and on first use for what `Source.load` refuses and for a task
-    with a part that has no samples.
-    """
-
-    def __init__(self, options: SourceOptions) -> None:
-        super().__init__(options)
-        kind = find("clsearch.data", Source, options.source, "scenario.source")
-        self.source: Source = kind()
-        self.incremental = options.incremental
-
-    @abstractmethod
-    def plan(self, classes: int, pixels: int) -> Sequence[Plan]:
-        """The tasks, made from a source of so many classes and of images of so many pixels.
-
-        A task must not depend on how many come after it.
-        """
+    def __init__(self, source: Source, options: ScenarioOptions) -> None:
+        self.source, self.options = source, options
 
     @cached_property
-    def tasks(self) -> tuple[Task, ...]:
-        raw, _ = self._split
-        channels, height, width = raw.train.inputs.shape[1:]
-        tasks = []
-        for number, plan in enumerate(self._plans, start=1):
-            head = number - 1 if self.incremental == "task_incremental" else 0
-            names = tuple(raw.classes[c] for c in plan.classes)
-            transform = InputTransform(raw.scale, raw.mean, raw.std, plan.permutation)
-            shape = (channels, height, width)
-            tasks.append(Task(number, plan.name, names, head, shape, transform))
-        return tuple(tasks)
-
-    def data(self, number: int) -> TaskData:
-        """Training and validation samples of task `number`; made anew at each call."""
-        plan, task = self._plan(number), self.tasks[number - 1]
-        raw, held_out = self._split
-        train, validation = (_select(part, plan, task) for part in (raw.train, held_out))
-        kept_back = 0 if raw.test is None else int(_members(raw.test, plan).sum())
-        return TaskData(task, train, validation, _digest(task, train, validation), kept_back)
-
-    def test(self, number: int) -> Samples:
-        raw, _ = self._split
-        assert raw.test is not None  # _split put one there
-        return _select(raw.test, self._plan(number), self.tasks[number - 1])
-
-    @cached_property
-    def _split(self) -> tuple[RawData, Samples]:
-        """The source with a test part and without the validation samples, and those samples."""
+    def _split(self) -> tuple[RawData, Samples, Samples]:
+        """The source without the samples held out, those for validation, those for testing."""
         options = self.options
-        raw = self.source.load(data_root(options.root), options.download)
+        raw = self.read()
         train, test = raw.train, raw.test
         stream = (options.split_seed, self.source.name)
         if test is None:
             train, test = _hold_out(train, options.test, *stream, "test")
         train, validation = _hold_out(train, options.validation, *stream, "validation")
-        return replace(raw, train=train, test=test), validation
+        return replace(raw, train=train), validation, test
+
+    def read(self) -> RawData:
+        """The source as it is read."""
+        return self.source.load(data_root(self.options.root), self.options.download)
+
+    @property
+    def raw(self) -> RawData:
+        """The source; `train` is without the samples held out."""
+        return self._split[0]
+
+    @property
+    def validation(self) -> Samples:
+        return self._split[1]
+
+    @property
+    def test(self) -> Samples:
+        return self._split[2]
+
+
+class PlannedScenario(Scenario):
+    """A scenario whose tasks are planned, each from one pool.
+
+    An image held out for validation or testing is held out in every task. Raises `InputError` on
+    first use for what `Source.load` refuses, for a task with a part that has no samples, for
+    tasks whose images differ in shape, and for tasks that cannot share one output layer.
+    """
+
+    @abstractmethod
+    def steps(self) -> Sequence[tuple[Pool, Plan]]:
+        """The tasks in order. May read the data. A task must not depend on later ones."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        pools = {id(pool): pool for pool, _ in self._steps}
+        return tuple(note for pool in pools.values() for note in pool.raw.notes)
 
     @cached_property
-    def _plans(self) -> tuple[Plan, ...]:
+    def tasks(self) -> tuple[Task, ...]:
+        tasks = []
+        for number, (pool, plan) in enumerate(self._steps, start=1):
+            raw = pool.raw
+            channels, height, width = raw.train.inputs.shape[1:]
+            head = number - 1 if self.incremental == "task_incremental" else 0
+            names = tuple(raw.classes[c] for c in plan.classes)
+            transform = InputTransform(raw.scale, raw.mean, raw.std, plan.permutation)
+            shape = (channels, height, width)
+            tasks.append(Task(number, plan.name, names, head, shape, transform))
+        self._agree(tasks)
+        return tuple(tasks)
+
+    def _agree(self, tasks: Sequence[Task]) -> None:
+        """Raises `InputError` where one network cannot learn all tasks."""
+        first = tasks[0]
+        for task in tasks:
+            if task.shape != first.shape:
+                shapes = ["x".join(map(str, t.shape)) for t in (first, task)]
+                found = f"{first.name!r} has {shapes[0]}, {task.name!r} has {shapes[1]}."
+                step = f"{found} Options that give all the same are `size` and `colour`."
+                raise InputError("scenario.tasks", task.name, "images of one shape", step)
+            if task.head == first.head and len(task.classes) != len(first.classes):
+                counts = f"{len(first.classes)} and {len(task.classes)}"
+                step = f"{first.name!r} and {task.name!r} have {counts}."
+                allowed = "task_incremental where tasks differ in their number of classes"
+                raise InputError("scenario.incremental", self.incremental, allowed, step)
+
+    def data(self, number: int) -> TaskData:
+        """Training and validation samples of task `number`; made anew at each call."""
+        (pool, plan), task = self._step(number), self.tasks[number - 1]
+        train, validation = (_select(p, plan, task) for p in (pool.raw.train, pool.validation))
+        kept_back = int(_members(pool.test, plan).sum())
+        return TaskData(task, train, validation, _digest(task, train, validation), kept_back)
+
+    def test(self, number: int) -> Samples:
+        pool, plan = self._step(number)
+        return _select(pool.test, plan, self.tasks[number - 1])
+
+    @cached_property
+    def _steps(self) -> tuple[tuple[Pool, Plan], ...]:
         """The tasks, each known to have samples in every part."""
-        raw, validation = self._split
-        pixels = raw.train.inputs.shape[2:].numel()
-        plans = tuple(self.plan(len(raw.classes), pixels))
-        parts = {"training": raw.train, "validation": validation, "test": raw.test}
-        for plan in plans:
+        steps = tuple(self.steps())
+        for pool, plan in steps:
+            parts = {"training": pool.raw.train, "validation": pool.validation, "test": pool.test}
             for part, samples in parts.items():
-                if samples is None or not _members(samples, plan).any():
+                if not _members(samples, plan).any():
                     field = "scenario.test" if part == "test" else "scenario.validation"
                     share = getattr(self.options, field.removeprefix("scenario."))
                     allowed = f"a share that leaves task {plan.name!r} {part} samples"
-                    step = f"Its classes have too few images in {self.source.name!r}."
+                    step = f"Its classes have too few images in {pool.source.name!r}."
                     raise InputError(field, share, allowed, step)
-        return plans
+        return steps
 
-    def _plan(self, number: int) -> Plan:
-        if not 1 <= number <= len(self._plans):
-            raise InputError("task", number, f"1 to {len(self._plans)}")
-        return self._plans[number - 1]
+    def _step(self, number: int) -> tuple[Pool, Plan]:
+        if not 1 <= number <= len(self._steps):
+            raise InputError("task", number, f"1 to {len(self._steps)}")
+        return self._steps[number - 1]
+
+
+class SourceScenario(PlannedScenario):
+    """A scenario whose tasks are all made from one source; an unknown one is refused at once."""
+
+    def __init__(self, options: SourceOptions) -> None:
+        super().__init__(options)
+        self.source = build_source(options.source, "scenario.source")
+        self.pool = Pool(self.source, options)
+        self.incremental = options.incremental
+
+    @abstractmethod
+    def plan(self, classes: Sequence[str], pixels: int) -> Sequence[Plan]:
+        """The tasks, made from a source of these classes and of images of so many pixels.
+
+        A task must not depend on how many come after it.
+        """
+
+    def steps(self) -> list[tuple[Pool, Plan]]:
+        raw = self.pool.raw
+        plans = self.plan(raw.classes, raw.train.inputs.shape[2:].numel())
+        return [(self.pool, plan) for plan in plans]
 
 
 def _hold_out(samples: Samples, share: float, *stream: str | int) -> tuple[Samples, Samples]:

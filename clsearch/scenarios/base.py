@@ -105,6 +105,11 @@ class Scenario(ABC):
         self.options = options
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the data as it was read: images left out, say."""
+        return ()
+
+    @property
     @abstractmethod
     def tasks(self) -> tuple[Task, ...]:
         """The tasks in order. May read the data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -35,12 +36,12 @@ class Permuted(SourceScenario):
     name: ClassVar[str] = "permuted"
     Options: ClassVar = PermutedOptions
 
-    def plan(self, classes: int, pixels: int) -> list[Plan]:
+    def plan(self, classes: Sequence[str], pixels: int) -> list[Plan]:
         plans = []
         for number in range(1, self.options.tasks + 1):
             order = None
             if number > 1 or not self.options.first_identity:
                 rng = generator("permutation", self.options.split_seed, number)
                 order = torch.randperm(pixels, generator=rng)
-            plans.append(Plan(f"permuted-{number}", tuple(range(classes)), order))
+            plans.append(Plan(f"permuted-{number}", tuple(range(len(classes))), order))
         return plans

@@ -25,7 +25,8 @@ def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str)
     file that cannot be read, and images that are not like the task's: of another shape, or with
     other pixel values.
     """
-    known = discover("clsearch.data", Source)
+    every = discover("clsearch.data", Source)
+    known = {known: kind for known, kind in every.items() if not kind.needs_options()}
     allowed = f"a source ({', '.join(known)}) or a .npy file of uint8 images [N, C, H, W]"
     if name in known:
         raw = known[name]().load(data_root(options.root), options.download)
