@@ -15,13 +15,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
 
 from benchmarks._machine import machine
 from clsearch.folder import records_of, results_of, run_config
 from clsearch.metrics import accuracy_matrix, average_accuracy, average_forgetting
 from clsearch.records import TaskResult
-from clsearch.report.tables import kib
+from clsearch.report.tables import kib, percent, spread
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -33,7 +32,8 @@ def search(config: Path, out: Path) -> None:
 
 
 def table(out: Path) -> list[str]:
-    """A line for each method of a run: means over its seeds, ± where there are several."""
+    """A line for each method of a run: means over its seeds, ± where there are several. Tasks are
+    the fewest that one of its seeds has learned."""
     config, results = run_config(out), results_of(out)
     seconds: dict[str, float] = {}
     for record in records_of(out):
@@ -44,16 +44,14 @@ def table(out: Path) -> list[str]:
     ]
     for method in config.methods:
         name = method.chain_name
-        chains = [_chain(results, name, seed) for seed in config.seeds]
-        accuracies = [100 * (average_accuracy(accuracy_matrix(c)) or 0.0) for c in chains]
-        forgotten = [average_forgetting(accuracy_matrix(c)) for c in chains]
-        sparsities = [100 * (c[-1].selection.sparsity or 0.0) for c in chains]
-        spread = f" ± {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        lost = [100 * f for f in forgotten if f is not None]
+        chains = [found for seed in config.seeds if (found := _chain(results, name, seed))]
+        matrices = [accuracy_matrix(chain) for chain in chains]
         lines.append(
-            f"{name:<14}{min(map(len, chains)):>6}{f'{mean(accuracies):.2f}{spread}':>16}"
-            f"{f'{mean(lost):.2f}' if lost else '–':>12}{mean(sparsities):>12.1f}"
-            f"{kib(c[-1].memory for c in chains):>12}{seconds.get(name, 0.0):>8.0f}"
+            f"{name:<14}{min(map(len, chains), default=0):>6}"
+            f"{spread(map(average_accuracy, matrices)):>16}"
+            f"{percent(map(average_forgetting, matrices)):>12}"
+            f"{percent(c[-1].selection.sparsity for c in chains):>12}"
+            f"{kib(c[-1].memory_bytes for c in chains):>12}{seconds.get(name, 0.0):>8.0f}"
         )
     return lines
 
@@ -65,7 +63,7 @@ def _chain(results: list[TaskResult], method: str, seed: int) -> list[TaskResult
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="one of the experiments: permuted, split")
+    parser.add_argument("--only", choices=["permuted", "split"])
     parser.add_argument("--config", type=Path, action="append", help="other experiments instead")
     parser.add_argument("--out", type=Path, help="folder that keeps the runs")
     given = parser.parse_args()

@@ -45,6 +45,9 @@ def run(
     tracking_uri: TrackingUri = None,
     workers: Workers = None,
     data: Data = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print tasks, trials, packs, memory and time; train nothing.")
+    ] = False,
 ) -> None:
     """Search a sequence of tasks: train, select, commit, and seed the next task.
 
@@ -52,11 +55,12 @@ def run(
     another margin.
     """
     from clsearch.config import load_config
-    from clsearch.run import Options, run_search
+    from clsearch.run import Options, plan_search, run_search
 
     loaded = load_config(config)
     target = out or Path("runs") / loaded.name
-    run_search(loaded, target, Options(address, tracking_uri, workers, data), Console())
+    options = Options(address, tracking_uri, workers, data)
+    (plan_search if dry_run else run_search)(loaded, target, options, Console())
 
 
 @app.command()

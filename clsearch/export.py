@@ -45,7 +45,8 @@ _OWN = ("format", "file", "sha256", "architecture", "task", "input", "output")
 class StandaloneModel(nn.Module):
     """One task's model with its input transform and gates inside: pixels to logits.
 
-    Its parameters are frozen copies on the CPU, the gates, mean, std and permutation buffers.
+    Its parameters are frozen copies on the CPU, running statistics, gates, mean, std and
+    permutation buffers.
     """
 
     mean: Tensor
@@ -63,7 +64,7 @@ class StandaloneModel(nn.Module):
         super().__init__()
         self.task, self.head_number = task, head
         self.backbone = copy.deepcopy(backbone)
-        own = {name: _copy(params[name]) for name, _ in backbone.named_parameters()}
+        own = {name: _copy(value) for name, value in backbone.values(params).items()}
         self.backbone.load_state_dict(own, strict=False, assign=True)
         weight, bias = (_copy(params[name]) for name in head_names(head))
         self.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")

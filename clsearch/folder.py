@@ -98,11 +98,11 @@ def results_of(out: Path) -> list[TaskResult]:
         matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
         found = []
         for data in selections:
-            commit, memory = data.pop("commit"), data.pop("memory", None)
+            commit, memory = data.pop("commit"), data.pop("memory_bytes", None)
             selection = Selection.from_json(data)
             rows = matrix[selection.method][str(selection.seed)]
             row = tuple(rows[selection.task - 1])
-            found.append(TaskResult(selection, commit, row, memory=memory))
+            found.append(TaskResult(selection, commit, row, memory_bytes=memory))
         return found
     except FileNotFoundError:
         return []

@@ -1,4 +1,4 @@
-"""The data that no trial sees: test samples, kept validation samples, images without labels."""
+"""What no trial trains on: test samples, validation samples of all tasks, images without labels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from clsearch.data.base import Samples
-from clsearch.scenarios._unlabelled import TEST_INPUTS
 from clsearch.scenarios.base import Scenario, Task
+from clsearch.scenarios.unlabelled import TEST_INPUTS
 from clsearch.training.batch import DeviceData
 
 

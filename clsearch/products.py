@@ -15,6 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+REGISTER = 64
+"""A multiple of the numbers a CPU takes at once. Torch rounds an exponential (and what has one in
+it) otherwise in what is left over, so that a member's bits would depend on where it lies in a pack:
+what is to have its bits in any pack is filled up to a multiple of this."""
+
 
 @cache
 def available() -> bool:

@@ -166,12 +166,12 @@ class TaskResult:
 
     `commit` is the key of the stored parent checkpoint of the next task (None when the chain
     ended). `test[j]` is the test accuracy (fraction) on task j+1, None where the model has no
-    answer for that task. `free` counts what the *stored* model leaves free by layer. `memory` is
-    the bytes of what the chain remembers beside its parameters: importance, anchors, encoders, ….
+    answer for that task. `free` counts what the *stored* model leaves free by layer.
+    `memory_bytes` is what the chain remembers beside its parameters: importance, anchors, ….
     """
 
     selection: Selection
     commit: str | None
     test: tuple[float | None, ...] = ()
     free: tuple[int, ...] = ()
-    memory: int | None = None
+    memory_bytes: int | None = None

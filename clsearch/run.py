@@ -17,7 +17,7 @@ from rich.console import Console
 
 from clsearch.config import Config
 from clsearch.errors import ClsearchError, DamagedError, InputError, InterruptedRunError
-from clsearch.files import atomic_write, in_use, program_path
+from clsearch.files import atomic_write, cores, in_use, program_path
 from clsearch.folder import (
     claimed,
     open_store,
@@ -85,6 +85,20 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
             f"{len(failed)} of {len(config.methods) * len(config.seeds)} chains failed; "
             f"the first: {first.chain} at task {first.task}: {first.reason}"
         )
+
+
+def plan_search(config: Config, out: Path, options: Options, console: Console) -> None:
+    """Prints what a search would do and take; checks all that can be, and writes nothing.
+
+    Raises `InputError`.
+    """
+    from clsearch.dry_run import print_forecast
+    from clsearch.sequence import Search
+    from clsearch.system import resolve
+
+    config = resolve(options.apply(config))
+    search = Search(config, out, open_store(out))
+    print_forecast(search, config.resources.workers or cores(), console)
 
 
 def _search(search: Search, options: Options, console: Console) -> list[Selection]:
@@ -317,6 +331,8 @@ def export_selected(
     _check_target(to)
     try:
         chain = open_selected(out, method, task, seed)
+    except InputError as error:
+        raise InputError(f"--{error.field}", error.value, error.allowed, error.step) from None
     except DamagedError as error:
         again = f"Make it again: {_command('resume', out)}"
         raise DamagedError(f"{error}. {again}") from error

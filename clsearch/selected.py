@@ -39,10 +39,10 @@ def open_selected(out: Path, method: str, task: int, seed: int | None = None) ->
     config = run_config(out)
     labels = [m.chain_name for m in config.methods]
     if method not in labels:
-        raise unknown("--method", method, labels)
+        raise unknown("method", method, labels)
     seed = config.seeds[0] if seed is None else seed
     if seed not in config.seeds:
-        raise unknown("--seed", seed, map(str, config.seeds))
+        raise unknown("seed", seed, map(str, config.seeds))
     own = {
         r.selection.task: r
         for r in results_of(out)
@@ -50,7 +50,7 @@ def open_selected(out: Path, method: str, task: int, seed: int | None = None) ->
     }
     if task not in own:
         there = ", ".join(map(str, own)) or "none so far"
-        raise InputError("--task", task, f"a task with a selected model of {method}: {there}")
+        raise InputError("task", task, f"a task with a selected model of {method}: {there}")
     result = own[task]
     commit = str(result.commit)
     stored = read_commit(open_store(out), commit)

@@ -331,7 +331,7 @@ class Search:
             write_model_files(Path(folder), c.system, c.parent.state, task, metadata)
             stored = {
                 "stored_validation_accuracy": c.parent.meta["validation_accuracy"],
-                "stored_bytes": float(result.memory or 0),
+                "stored_bytes": float(result.memory_bytes or 0),
             }
             self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))
         self.progress.selected(result)
@@ -359,7 +359,8 @@ class Search:
         """The selections, the accuracy matrix and the two tables of trials and scans."""
         order = sorted(self.found.results, key=lambda r: (r.selection.task, str(r.selection.chain)))
         selections = [
-            {**r.selection.to_json(), "commit": r.commit, "memory": r.memory} for r in order
+            {**r.selection.to_json(), "commit": r.commit, "memory_bytes": r.memory_bytes}
+            for r in order
         ]
         atomic_write(self.out / "selections.json", json.dumps(selections, indent=1) + "\n")
         matrix: dict[str, Any] = {}

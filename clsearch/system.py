@@ -7,6 +7,8 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -17,8 +19,8 @@ from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.plugins import find
 from clsearch.regularizers.base import Regularizer
-from clsearch.scenarios._unlabelled import TEST_INPUTS, load_unlabelled
 from clsearch.scenarios.base import Scenario, Task
+from clsearch.scenarios.unlabelled import TEST_INPUTS, load_unlabelled
 from clsearch.space import LEARNING_RATE, Hyper
 
 Shape = tuple[int, int, int]
@@ -95,7 +97,8 @@ def build_system(config: Config, index: int, shape: Shape) -> System:
 def resolve(config: Config) -> Config:
     """The config with the options of its scenario and backbone filled in, as it is stored.
 
-    A data folder is made absolute, so that a resumed run finds it from anywhere.
+    A data folder and files of images are made absolute, so that a resumed run finds them from
+    anywhere.
     """
     kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
     scenario = checked_options(kind, config.scenario.options, "scenario").model_dump(mode="json")
@@ -107,8 +110,20 @@ def resolve(config: Config) -> Config:
         update={
             "scenario": Plugin(name=config.scenario.name, **scenario),
             "model": Plugin(name=config.model.name, **model),
+            "methods": [
+                m.model_copy(update={"options": _absolute(m.options)}) for m in config.methods
+            ],
         }
     )
+
+
+def _absolute(value: Any) -> Any:
+    """Options with the paths of `.npy` files in them made absolute."""
+    if isinstance(value, str) and value.endswith(".npy"):
+        return str(Path(value).expanduser().absolute())
+    if isinstance(value, Mapping):
+        return {key: _absolute(part) for key, part in value.items()}
+    return [_absolute(part) for part in value] if isinstance(value, list) else value
 
 
 def check(
@@ -130,12 +145,13 @@ def check(
         _check_grid(system.config.grid, system.space, f"methods[{i}].grid")
         options = f"methods[{i}].options"
         try:
-            system.method.check(tasks)
+            system.method.check(tasks, config.training.epochs)
         except InputError as error:
             raise error.under(options) from None
-        for name in system.method.unlabelled:
+        for name, option in system.method.unlabelled.items():
             if name not in (*unlabelled, TEST_INPUTS):
-                unlabelled[name] = load_unlabelled(name, tasks[0], scenario.options, options)
+                field = f"{options}.{option}"
+                unlabelled[name] = load_unlabelled(name, tasks[0], scenario.options, field)
     everything = {name: hyper for system in systems for name, hyper in system.space.items()}
     _check_grid(config.search.grid, everything, "search.grid")
     for i, system in enumerate(systems):

@@ -48,6 +48,7 @@ def start_on(start: Start, device: torch.device) -> Start:
         state=on_device(start.state, device),
         trainable=on_device(start.trainable, device),
         gates=on_device(start.gates, device),
+        statistics=on_device(start.statistics, device),
     )
 
 

@@ -21,17 +21,8 @@ ROOMS = [
     *("metrics", "selection", "system", "store", "protocols", "trial", "search"),
     *("held_out", "commit"),
     *("audit", "outbox", "tracking", "export", "report", "sequence"),
-    *(
-        "folder",
-        "selected",
-        "progress",
-        "doctor",
-        "catalogue",
-        "run",
-        "cli",
-        "reference",
-        "__main__",
-    ),
+    *("folder", "selected", "progress", "dry_run", "doctor", "catalogue"),
+    *("run", "cli", "reference", "__main__"),
 ]
 """From the bottom up: a room imports only from rooms before it."""
 

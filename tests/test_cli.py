@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -95,6 +96,7 @@ def test_usage_errors_exit_with_2_on_stderr(call: Any, arguments: tuple[str, ...
     assert "Traceback" not in ended.err
 
 
+OTHER_IMAGES = "other-images.npy"
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "an unknown key": ({"trainning": {}}, ("trainning", "training", "scenario")),
     "an unknown key further down": ({"training": {"epoch": 3}}, ("training.epoch", "epochs")),
@@ -127,6 +129,30 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"scenario": {"name": "permuted", "source": "mnist", "root": "no-such-folder"}},
         ("scenario.root", "no-such-folder", "MNIST/raw", "download"),
     ),
+    "a negative strength": (
+        {"methods": [{"name": "ewc", "grid": {"strength": [1, -1]}}]},
+        ("methods[0].grid.strength", "-1", "0"),
+    ),
+    "groups that the width does not fill": (
+        {"model": {"name": "mlp", "hidden": [8, 9], "activation": "lwta", "group": 4}},
+        ("model.hidden", "[8, 9]", "multiples of 4", "group"),
+    ),
+    "IMM by mode without importance": (
+        {"methods": [{"name": "imm", "options": {"merge": "mode"}}]},
+        ("methods[0].options.importance", "fisher", "mas"),
+    ),
+    "unlabelled images of another shape": (
+        {"methods": [{"name": "mas", "options": {"source": OTHER_IMAGES}}]},
+        ("methods[0].options.source", OTHER_IMAGES, "1x8x8", "3x1x4x4"),
+    ),
+    "no unlabelled images": (
+        {"methods": [{"name": "mas", "options": {"source": "no-such.npy"}}]},
+        ("methods[0].options.source", "no-such.npy", "uint8"),
+    ),
+    "a subset of classes that the task has not": (
+        {"methods": [{"name": "mas", "options": {"adapt": [{"task": 1, "classes": ["eight"]}]}}]},
+        ("methods[0].options.adapt[0].classes", "'eight'", "0, 1, 2"),
+    ),
     "an unusable tracking address": (
         {"tracking": {"uri": "gopher://host"}},
         ("tracking.uri", "gopher://host", "http"),
@@ -136,12 +162,16 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_a_wrong_config_is_refused_with_one_message_and_nothing_written(
-    call: Any, tmp_path: Path, what: str
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     sections, words = WRONG[what]
+    monkeypatch.chdir(tmp_path)
+    if OTHER_IMAGES in words:
+        np.save(OTHER_IMAGES, np.zeros((3, 1, 4, 4), np.uint8))
     config = write_config(tmp_path / "config.yaml", **sections)
+    given = sorted(tmp_path.iterdir())
     refused(call("run", config, "--out", tmp_path / "runs" / "out"), *words)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
+    assert sorted(tmp_path.iterdir()) == given
 
 
 @pytest.mark.parametrize(

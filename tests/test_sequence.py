@@ -134,14 +134,14 @@ def test_what_a_method_remembers_is_counted(scenario: dict[str, Any], tmp_path: 
     shared = scenario is PERMUTED
     weights = 64 * 10 + 10 + 10 * 8 + 8 + (8 * 10 + 10 if shared else 2 * (8 * 3 + 3))
     heads, encoders = (1 if shared else 2), 2 * (8 * 2 + 2)  # a code is of 8 / 4 numbers
-    last = {r.selection.method: r.memory for r in found.results if r.selection.task == 2}
+    last = {r.selection.method: r.memory_bytes for r in found.results if r.selection.task == 2}
     assert last == {
         "finetune": 0,
         "mas": 2 * 4 * weights + 8,  # importance, anchor, the count of tasks
         "ebll": 4 * encoders + 8 * heads,
     }
     stored = json.loads((tmp_path / "selections.json").read_bytes())
-    assert {s["method"]: s["memory"] for s in stored if s["task"] == 2} == last
+    assert {s["method"]: s["memory_bytes"] for s in stored if s["task"] == 2} == last
 
 
 def test_the_matrix_is_what_the_stored_models_reach(tmp_path: Path) -> None:
@@ -581,7 +581,7 @@ def test_unlabelled_images_that_do_not_fit_are_refused_before_anything_starts(
     data = settings([{"name": "mas", "options": {"source": str(images)}}])
     with pytest.raises(InputError) as caught:
         run(tmp_path / "out", data)
-    assert caught.value.field == "methods[0].options"
+    assert caught.value.field == "methods[0].options.source"
     assert said in str(caught.value)
     assert not list((tmp_path / "out").iterdir())
 

@@ -25,6 +25,7 @@ from clsearch.models.base import (
 )
 from clsearch.regularizers.base import Hypers
 from clsearch.scenarios.base import Incremental, Task
+from clsearch.scenarios.unlabelled import TRAIN
 from clsearch.space import Hyper
 
 State = dict[str, Tensor]
@@ -48,8 +49,11 @@ class Start:
     """Where the trials of a task start, shared by the members of a pack.
 
     `trainable` names what may change, each with a bool mask that broadcasts to the parameter;
-    a parameter not named is frozen. `gates` silence neurons while this task trains. For the first
-    `warm_up` epochs only the parameters named in `alone` are trained.
+    a parameter not named is frozen. `statistics` does the same for the running statistics of batch
+    normalisation: where they may change, training normalises by the batch and they follow; where
+    they are frozen, training normalises by them, as evaluation does. `gates` silence neurons while
+    this task trains. For the first `warm_up` epochs only the parameters named in `alone` are
+    trained.
     """
 
     params: Params
@@ -58,6 +62,7 @@ class Start:
     gates: dict[str, Tensor] = field(default_factory=dict)
     alone: tuple[str, ...] = ()
     warm_up: int = 0
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,16 @@ class Evidence(ABC):
 
     @abstractmethod
     def importance(
-        self, objective: ImportanceObjective, source: str = "train", classes: Sequence[str] = ()
+        self,
+        objective: ImportanceObjective,
+        sources: Sequence[str] = (TRAIN,),
+        classes: Sequence[str] = (),
     ) -> Params:
         """The mean over samples of the per-sample gradients' moment, by trainable parameter.
 
-        `source` names the images: `train`, `test-inputs`, or an unlabelled source that
+        `sources` name the images, taken together: `TRAIN`, `TEST_INPUTS`, or unlabelled ones that
         `Method.unlabelled` names. `classes` restricts them to the training samples of some
-        classes.
+        classes. Raises `InputError` where there is no image.
         """
 
     @abstractmethod
@@ -144,7 +152,6 @@ class Method(ABC):
     `space` declares hyperparameters beyond `lr`; `regularizers` names those that belong to the
     method. `analytic` says that `add_gradient` is written; otherwise autograd differentiates
     `penalty`. `prunes`: the selected model is pruned at the selected threshold.
-    `distils`: `targets` and `distillation` are written. `tracks`: `running` and `after_step` are.
     `independent`: every task has a model of its own, and no parent. `uses_all_tasks`: trains on
     the data of all tasks so far, a reference and not a continual learner. `version` is part of
     every trial's key: raise it when the method's arithmetic changes.
@@ -158,8 +165,6 @@ class Method(ABC):
     scenarios: ClassVar[tuple[Incremental, ...]] = ("task_incremental", "domain_incremental")
     analytic: ClassVar[bool] = False
     prunes: ClassVar[bool] = False
-    distils: ClassVar[bool] = False
-    tracks: ClassVar[bool] = False
     independent: ClassVar[bool] = False
     uses_all_tasks: ClassVar[bool] = False
 
@@ -167,12 +172,24 @@ class Method(ABC):
         self.options, self.backbone = options, backbone
 
     @property
-    def unlabelled(self) -> tuple[str, ...]:
-        """The unlabelled sources that `consolidate` asks for, by name or path."""
-        return ()
+    def distils(self) -> bool:
+        """Whether `distillation` says anything, and `targets` have to be made."""
+        return type(self).distillation is not Method.distillation
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises `InputError` for options that do not fit the tasks of the sequence."""
+    @property
+    def tracks(self) -> bool:
+        """Whether `after_step` does anything, and has to be called."""
+        return type(self).after_step is not Method.after_step
+
+    @property
+    def unlabelled(self) -> dict[str, str]:
+        """The unlabelled sources that `consolidate` asks for, by name or path; for each the option
+        that names it."""
+        return {}
+
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        """Raises `InputError` for options that do not fit the tasks of the sequence, or the epochs
+        that each is trained for at most."""
 
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         """Parameters, state and trainable masks to start a task from.
@@ -185,7 +202,10 @@ class Method(ABC):
         params |= self.new_heads(params, context)
         heads = [name for task in context.tasks for name in head_names(task.head)]
         return Start(
-            params, dict(parent.state) if parent else {}, self.everything([*self.body(), *heads])
+            params,
+            dict(parent.state) if parent else {},
+            self.everything([*self.body(), *heads]),
+            statistics=self.everything(self.backbone.statistics),
         )
 
     def penalty(self, params: Mapping[str, Tensor], state: State, hyper: Hypers) -> Tensor:
@@ -201,7 +221,7 @@ class Method(ABC):
     def targets(self, start: Start, features: Tensor) -> dict[str, Tensor]:
         """What the network before training says of samples, `[B, …]` by name, to be kept to.
 
-        `features` `[B, units]` are what its output layers read.
+        `features` `[B, features]` are what its output layers read.
         """
         return {}
 
@@ -214,7 +234,7 @@ class Method(ABC):
         hyper: Hypers,
     ) -> Tensor:
         """The 0-d term that keeps one member's answers on a batch to `targets`; autograd
-        differentiates it. `features` `[B, units]` are the member's own."""
+        differentiates it. `features` `[B, features]` are the member's own."""
         return hyper["lr"].new_zeros(())
 
     def running(self, stack: Mapping[str, Tensor]) -> State:
@@ -271,7 +291,7 @@ class Method(ABC):
 
     def new_heads(self, params: Params, context: Context) -> Params:
         """Fresh output layers for those of `context.tasks` whose head is not in `params`."""
-        features = self.backbone.unit_layers[-1].units
+        features = self.backbone.features
         heads: Params = {}
         for task in context.tasks:
             if head_names(task.head)[0] not in params | heads:

@@ -19,11 +19,12 @@ class CLNP(Method):
 
     A task starts with W_int at zero and W_free re-initialised, trains W_free and its head, and is
     pruned by mean activation over the training set at the selected threshold θ; what stays active
-    is frozen, biases included. With a head for each task, a network without free neurons goes on
-    as last-layer transfer (§3.2). With one shared head, each task owns a part of the last hidden
-    layer and its gate silences the rest (§2.1, fig. 2 right); the output bias is frozen after the
-    first task, and a last layer without free neurons ends the chain. State: `active.<layer>` bool
-    `[units]`, and with a shared head `gate.<task>` bool `[units of the last layer]`.
+    is frozen, biases and normalisation included. With a head for each task, a network without free
+    neurons goes on as last-layer transfer (§3.2). With one shared head, each task owns a part of
+    the last hidden layer and its gate silences the rest (§2.1, fig. 2 right); the output bias is
+    frozen after the first task, and a last layer without free neurons ends the chain. State:
+    `active.<layer>` bool `[units]`, and with a shared head `gate.<task>` bool `[units of the last
+    layer]`.
     """
 
     name: ClassVar[str] = "clnp"
@@ -39,9 +40,12 @@ class CLNP(Method):
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         state = dict(parent.state) if parent else {}
         free = self.prunable(state)
-        last = self.backbone.unit_layers[-1].name
-        if context.shared_head and not free[last].any():
-            raise DepletedError(f"no free neurons are left in {last}, which the shared head reads")
+        last = self.backbone.unit_layers[-1]
+        own = free[last.name]
+        if context.shared_head and not own.any():
+            raise DepletedError(
+                f"no free neurons are left in {last.name}, which the shared head reads"
+            )
         fresh = self.fresh_parameters(context)
         params = dict(parent.params) if parent else fresh
         masks = free_rows(params, self.backbone, free)
@@ -51,15 +55,17 @@ class CLNP(Method):
         params = without_interference(
             params, self.backbone, {layer: ~neurons for layer, neurons in free.items()}
         )
+        statistics = {n: masks.pop(n) for n in self.backbone.statistics if n in masks}
         weight, bias = head_names(context.task.head)
         head = self.new_heads({}, context)
         if context.shared_head and parent:
-            params[weight] = torch.where(free[last], head[weight], params[weight])
-            masks[weight] = free[last].view(1, -1)
+            masks[weight] = last.by_input(own).view(1, -1)
+            params[weight] = torch.where(masks[weight], head[weight], params[weight])
         else:
             params |= head
             masks |= self.everything([weight, bias])
-        return Start(params, state, masks, {last: free[last]} if context.shared_head else {})
+        gates = {last.name: own} if context.shared_head else {}
+        return Start(params, state, masks, gates, statistics=statistics)
 
     def consolidate(
         self,
@@ -79,14 +85,14 @@ class CLNP(Method):
             )
             active[layer] = ~free | grown
             state[f"active.{layer}"] = active[layer]
-        last = self.backbone.unit_layers[-1].name
+        last = self.backbone.unit_layers[-1]
         params = without_interference(params, self.backbone, active)
         if context.shared_head:
             state[f"gate.{context.task.number}"] = grown
         else:
             weight, _ = head_names(context.task.head)
             zero = params[weight].new_zeros(())
-            params[weight] = torch.where(active[last], params[weight], zero)
+            params[weight] = torch.where(last.by_input(active[last.name]), params[weight], zero)
         return ChainState(params, state)
 
     def gates(self, state: State, task: Task) -> Gates | None:

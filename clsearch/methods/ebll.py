@@ -15,6 +15,7 @@ from clsearch.errors import InputError
 from clsearch.methods.base import ChainState, Context, Evidence, MethodOptions, Start
 from clsearch.methods.lwf import LwF, LwFOptions
 from clsearch.models.base import Params, head_names
+from clsearch.products import REGISTER
 from clsearch.regularizers.base import Hypers
 from clsearch.scenarios.base import Task
 from clsearch.space import Hyper
@@ -50,14 +51,15 @@ class EBLL(LwF):
         "code_strength": Hyper(1.0, (0.1, 1.0, 10.0), "α of the loss between codes."),
     }
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        features, code = self.backbone.unit_layers[-1].units, self.options.code
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        super().check(tasks, epochs)
+        features, code = self.backbone.features, self.options.code
         if code is not None and code >= features:
             allowed = f"fewer numbers than the {features} features of the last hidden layer"
             raise InputError("code", code, allowed)
 
     def targets(self, start: Start, features: Tensor) -> dict[str, Tensor]:
-        """LwF's, and `codes` `[B, old tasks · code]`: the codes of the features."""
+        """LwF's, and `codes` `[B, old tasks · code]`, filled up: the codes of the features."""
         if "encoders.weight" not in start.state:
             return {}
         return super().targets(start, features) | {"codes": _codes(start, features)}
@@ -113,15 +115,11 @@ class EBLL(LwF):
 
 
 def _codes(start: Start, features: Tensor) -> Tensor:
-    """`σ(W_t F)` of every old task t, `[B, numbers]`, and ½ up to a full vector register: torch
-    rounds a sigmoid's last part of one otherwise, and a member's bits would depend on its pack."""
+    """`σ(W_t F)` of every old task t, side by side, and ½ up to a multiple of `REGISTER`."""
     weight, bias = start.state["encoders.weight"], start.state["encoders.bias"]
     missing = -len(bias) % REGISTER
     return linear(features, pad(weight, (0, 0, 0, missing)), pad(bias, (0, missing))).sigmoid()
 
-
-REGISTER = 64
-"""A multiple of the numbers that a CPU takes at once."""
 
 BATCH = 128
 """Samples in a step of an autoencoder's training."""

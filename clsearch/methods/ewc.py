@@ -77,7 +77,7 @@ class EWC(QuadraticAnchor):
         "strength": Hyper(100.0, (1.0, 10.0, 100.0, 1000.0), "λ of the quadratic penalty.")
     }
 
-    def check(self, tasks: Sequence[Task]) -> None:
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
         if self.options.anchors == "per_task" and self.options.accumulate != "sum":
             allowed = "sum, where `anchors` is per_task: every task keeps its own penalty"
             raise InputError("accumulate", self.options.accumulate, allowed)

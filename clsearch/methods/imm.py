@@ -39,8 +39,8 @@ class IMMOptions(MethodOptions):
     merge: Literal["mean", "mode"] = Field(
         "mean", description="Mean of the tasks' weights, or mean by importance (the mode)."
     )
-    importance: Literal["none", "fisher", "mas"] = Field(
-        "none", description="What `mode` merges by: the empirical Fisher, or that of MAS."
+    importance: Literal["fisher", "mas"] | None = Field(
+        None, description="What `mode` merges by: the empirical Fisher, or that of MAS."
     )
     weights: Literal["equal", "searched"] = Field(
         "equal",
@@ -75,9 +75,13 @@ class IMM(L2):
         )
     }
 
-    def check(self, tasks: Sequence[Task]) -> None:
-        if self.options.merge == "mode" and self.options.importance == "none":
-            raise InputError("importance", "none", "fisher or mas, where `merge` is mode")
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        if (self.options.merge == "mode") != (self.options.importance is not None):
+            allowed = "fisher or mas where `merge` is mode, and only there"
+            raise InputError("importance", self.options.importance, allowed)
+        if self.options.weights == "equal" and "shares" in self.options.model_fields_set:
+            allowed = "given only where `weights` is searched"
+            raise InputError("shares", self.options.shares, allowed)
         if not all(0 < a < 1 for a in self.options.shares):
             raise InputError("shares", self.options.shares, "shares between 0 and 1")
 
@@ -124,7 +128,7 @@ class IMM(L2):
         merged, moments = dict(params), dict[str, Tensor]()
         for name in start.trainable:
             new = params[name]
-            weight = torch.ones_like(new) if importance is None else importance[name] + FLOOR
+            weight = torch.ones(()) if importance is None else importance[name] + FLOOR
             old = start.state.get(f"merged.{name}")
             if old is not None:
                 before = (1 - share) * start.state[f"weight.{name}"]

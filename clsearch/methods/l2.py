@@ -26,7 +26,7 @@ class L2(QuadraticAnchor):
     }
 
     def measure(self, start: Start, params: Params, evidence: Evidence, context: Context) -> Params:
-        return {name: torch.ones_like(params[name]) for name in start.trainable}
+        return {name: torch.ones(()) for name in start.trainable}
 
     def accumulated(self, old: Tensor, new: Tensor, seen: int) -> Tensor:
         return new

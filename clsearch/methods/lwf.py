@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,9 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import linear, log_softmax, softmax
 
+from clsearch.errors import InputError
 from clsearch.methods.base import ChainState, Context, Evidence, Method, MethodOptions, Start
 from clsearch.models.base import Params, head_names
 from clsearch.regularizers.base import Hypers
+from clsearch.scenarios.base import Task
 from clsearch.space import Hyper
 
 
@@ -38,10 +40,14 @@ class LwF(Method):
 
     name: ClassVar[str] = "lwf"
     Options: ClassVar[type[MethodOptions]] = LwFOptions
-    distils: ClassVar[bool] = True
     space: ClassVar[dict[str, Hyper]] = {
         "strength": Hyper(1.0, (0.1, 1.0, 10.0), "λ of the distillation of old answers.")
     }
+
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        if self.options.warm_up >= epochs:
+            allowed = f"fewer than the {epochs} epochs of training"
+            raise InputError("warm_up", self.options.warm_up, allowed)
 
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         start = super().begin(parent, context)

@@ -13,7 +13,11 @@ from clsearch.methods._anchor import AnchorOptions, QuadraticAnchor
 from clsearch.methods.base import Context, Evidence, ImportanceObjective, MethodOptions, Start
 from clsearch.models.base import Params
 from clsearch.scenarios.base import Task
+from clsearch.scenarios.unlabelled import TEST_INPUTS, TRAIN
 from clsearch.space import Hyper
+
+BOTH = "both"
+"""Training images and test images without labels, together."""
 
 
 def squared_norm(logits: Tensor, labels: Tensor) -> Tensor:
@@ -32,7 +36,7 @@ class Adaptation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: int = Field(ge=1, description="The task after which it takes place.")
-    source: str = Field("train", description="The images, as for `source`.")
+    source: str = Field(TRAIN, description="The images, as for `source`.")
     classes: list[str] = Field(
         [], description="Only the training images of these classes of the task."
     )
@@ -58,7 +62,7 @@ class MASOptions(AnchorOptions):
         "squared_norm",
         description="Of the output's squared norm, or of every output (a backward pass each).",
     )
-    source: Source = "train"
+    source: Source = TRAIN
     adapt: list[Adaptation] = Field(
         [], description="Importance from other images after some tasks (§5.1, §5.2)."
     )
@@ -91,20 +95,20 @@ class MAS(QuadraticAnchor):
         return ImportanceObjective(value, "magnitude", self.options.scope == "local")
 
     @property
-    def unlabelled(self) -> tuple[str, ...]:
-        named = [self.options.source, *(a.source for a in self.options.adapt)]
-        named = ["test-inputs" if name == "both" else name for name in named]
-        return tuple(dict.fromkeys(name for name in named if name != "train"))
+    def unlabelled(self) -> dict[str, str]:
+        named = {f"adapt[{i}].source": a.source for i, a in enumerate(self.options.adapt)}
+        asked = {**named, "source": self.options.source}.items()
+        return {name: key for key, value in asked for name in _sources(value) if name != TRAIN}
 
-    def check(self, tasks: Sequence[Task]) -> None:
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
         if self.options.scope == "local" and self.options.output == "vector":
             raise InputError("output", "vector", "squared_norm, where `scope` is local")
         for i, adaptation in enumerate(self.options.adapt):
             field, number = f"adapt[{i}]", adaptation.task
             if number > len(tasks):
                 raise InputError(f"{field}.task", number, f"1 to {len(tasks)}")
-            if adaptation.classes and adaptation.source != "train":
-                allowed = "train, where `classes` are given: other images have no labels"
+            if adaptation.classes and adaptation.source != TRAIN:
+                allowed = f"{TRAIN}, where `classes` are given: other images have no labels"
                 raise InputError(f"{field}.source", adaptation.source, allowed)
             for name in adaptation.classes:
                 if name not in tasks[number - 1].classes:
@@ -113,7 +117,12 @@ class MAS(QuadraticAnchor):
 
     def measure(self, start: Start, params: Params, evidence: Evidence, context: Context) -> Params:
         chosen = [a for a in self.options.adapt if a.task == context.task.number]
-        parts = [evidence.importance(self.objective, a.source, a.classes) for a in chosen]
+        parts = [evidence.importance(self.objective, _sources(a.source), a.classes) for a in chosen]
         if not any(a.replace for a in chosen):
-            parts.append(evidence.importance(self.objective, self.options.source))
+            parts.append(evidence.importance(self.objective, _sources(self.options.source)))
         return {name: sum((p[name] for p in parts[1:]), parts[0][name]) for name in parts[0]}
+
+
+def _sources(name: str) -> tuple[str, ...]:
+    """The sources of images that a value of the option names."""
+    return (TRAIN, TEST_INPUTS) if name == BOTH else (name,)

@@ -32,7 +32,6 @@ class SI(QuadraticAnchor):
 
     name: ClassVar[str] = "si"
     Options: ClassVar[type[MethodOptions]] = SIOptions
-    tracks: ClassVar[bool] = True
     factor: ClassVar[float] = 1.0
     space: ClassVar[dict[str, Hyper]] = {
         "strength": Hyper(0.1, (0.01, 0.1, 1.0, 10.0), "c of the quadratic penalty.")

@@ -1,14 +1,17 @@
 """The contract of a backbone: a module that names its unit layers, and the network around it.
 
 Parameters live in a flat dictionary (`fc1.weight`, `head.0.bias`), never inside the module: the
-module is the formula, so that one member and a pack of K run through the same code.
+module is the formula, so that one member and a pack of K run through the same code. The running
+statistics of batch normalisation lie beside them, in the same dictionary.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -28,8 +31,11 @@ class UnitLayer:
     `weight` and `bias` are the parameters that feed its `units` neurons. Their dimension 0 holds
     `rows` rows for each neuron, one neuron after the other: 1, or the pieces of a maxout unit.
     `outgoing` is the next layer's weight that reads the neurons (dimension 1), None for the last
-    layer, which heads read. `fan` inputs of `outgoing` belong to each neuron: 1 between dense
-    layers, H·W from a channel through a flatten.
+    layer, which heads read. `fan` inputs of `outgoing`, or of the heads, belong to each neuron: 1
+    between dense layers, H·W from a channel through a flatten.
+
+    `norm` names the module that normalises the rows between weight and activation, if there is
+    one: `bias` is then its shift, and its scale and running statistics are the neuron's too.
 
     Of every `group` neurons in a row, which compete (LWTA), each one's output depends on the
     weights of all. They have one activity, so that they are pruned, frozen and freed together;
@@ -44,6 +50,17 @@ class UnitLayer:
     fan: int = 1
     rows: int = 1
     group: int = 1
+    norm: str | None = None
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The names of what holds one number a row: the bias, and a normalisation's tensors."""
+        norm = ("weight", "running_mean", "running_var") if self.norm else ()
+        return self.bias, *(f"{self.norm}.{part}" for part in norm)
+
+    def by_input(self, neurons: Tensor) -> Tensor:
+        """`[units]` to `[units·fan]`: each neuron's value for all inputs of `outgoing` it gives."""
+        return neurons.repeat_interleave(self.fan)
 
     def by_row(self, neurons: Tensor) -> Tensor:
         """`[units]` to `[units·rows]`: each neuron's value for all rows that feed it."""
@@ -51,7 +68,14 @@ class UnitLayer:
 
 
 class Tap:
-    """Called by a backbone at each unit layer: silences gated neurons, keeps the activations."""
+    """What a forward pass is run with: gates, and what differs between training and all else.
+
+    A backbone calls it at each unit layer, at each dropout and at each batch normalisation. This
+    one evaluates: nothing is dropped, and normalisation goes by the running statistics.
+    `features` are what the heads read, set by `forward`.
+    """
+
+    features: Tensor
 
     def __init__(self, gates: Gates | None = None) -> None:
         self.gates = gates or {}
@@ -66,6 +90,18 @@ class Tap:
         self.activations[layer] = activation
         return activation
 
+    def dropout(self, place: str, x: Tensor, rate: float) -> Tensor:
+        """`x` as it is; in training each number is dropped with probability `rate`, and the rest
+        scaled by 1 / (1 − rate). `place` names the dropout within the backbone."""
+        return x
+
+    def moments(
+        self, norm: str, x: Tensor, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean and variance `[channels]` to normalise `x` `[B, channels, H, W]` by: the running
+        ones, given. `norm` names the normalisation within the backbone."""
+        return mean, variance
+
 
 class BackboneOptions(BaseModel):
     """Options of a backbone; each declares its own."""
@@ -78,10 +114,11 @@ class Backbone(nn.Module, ABC):
 
     The last unit layer is what heads read. The constructor takes the options and the input shape
     `(C, H, W)`, and raises `InputError` for a shape it cannot take. Its modules are formulas
-    without values: build them on `device="meta"`, without buffers, and with a parameter called
-    `weight` in each (`initial_parameters` draws by it). CLNP trains the weights and biases that
-    `unit_layers` name, and no others. `version` is part of every trial's key: raise it when the
-    formula changes, so that trials of the old one are not taken for trials of the new.
+    without values: build them on `device="meta"`, and with a parameter called `weight` in each
+    (`initial_parameters` draws by it). Buffers are running statistics of batch normalisation, and
+    no others. CLNP trains what `unit_layers` name, and nothing else. `version` is part of every
+    trial's key: raise it when the formula changes, so that trials of the old one are not taken for
+    trials of the new.
     """
 
     name: ClassVar[str]
@@ -94,6 +131,27 @@ class Backbone(nn.Module, ABC):
         self.options, self.shape = options, shape
 
     @property
+    def features(self) -> int:
+        """How many numbers of a sample the heads read."""
+        last = self.unit_layers[-1]
+        return last.units * last.fan
+
+    @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """The names of the running statistics."""
+        return tuple(name for name, _ in self.named_buffers())
+
+    @cached_property
+    def convolutional(self) -> bool:
+        """Whether it has convolutions: a CPU then trains the members of a pack one by one."""
+        return any(isinstance(module, nn.Conv2d) for module in self.modules())
+
+    def values(self, params: Mapping[str, Tensor]) -> Params:
+        """Those of `params` that are the backbone's own: its parameters and statistics."""
+        named = itertools.chain(self.named_parameters(), self.named_buffers())
+        return {name: params[name] for name, _ in named}
+
+    @property
     def dense_relu(self) -> bool:
         """Whether the unit layers are dense layers in a row, each relu(W x + b), the first reading
         the flattened input, and nothing stands between them: the threshold scan may then add
@@ -102,9 +160,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
-        """`[B, C, H, W]` to features `[B, units of the last layer]`, calling `tap` at each layer.
+        """`[B, C, H, W]` to features `[B, features]`, calling `tap` at each layer.
 
-        A batch row depends on no other row.
+        A batch row depends on no other row, but by the moments that a training tap gives.
         """
 
 
@@ -112,9 +170,13 @@ def initial_parameters(backbone: Backbone, generator: torch.Generator) -> Params
     """Fresh parameters of the backbone: uniform within ±1/√fan-in, as `nn.Linear` draws them.
 
     A weight has the fan-in of its trailing dimensions, a bias that of the weight beside it. A
-    weight of one dimension scales (a normalisation's) and starts at 1, its bias at 0.
+    weight of one dimension scales (a normalisation's) and starts at 1, its bias at 0. Running
+    statistics start at mean 0 and variance 1.
     """
-    params: Params = {}
+    params: Params = {
+        name: torch.full(like.shape, 1.0 if name.endswith("var") else 0.0)
+        for name, like in backbone.named_buffers()
+    }
     for name, like in backbone.named_parameters():
         layer, _, part = name.rpartition(".")
         weight = backbone.get_parameter(f"{layer}.weight")
@@ -142,11 +204,18 @@ def initial_head(head: int, classes: int, features: int, generator: torch.Genera
 
 
 def forward(
-    backbone: Backbone, params: Mapping[str, Tensor], x: Tensor, head: int, gates: Gates | None
+    backbone: Backbone,
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    head: int,
+    gates: Gates | None,
+    tap: Tap | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Normalised images `[B, C, H, W]` to logits `[B, classes]` and activations by unit layer."""
-    tap = Tap(gates)
+    """Normalised images `[B, C, H, W]` to logits `[B, classes]` and activations by unit layer.
+
+    With a `tap`, which has gates of its own, the pass is run with that.
+    """
+    tap = tap or Tap(gates)
     weight, bias = head_names(head)
-    own = {name: params[name] for name, _ in backbone.named_parameters()}
-    features = functional_call(backbone, own, (x, tap))
-    return nn.functional.linear(features, params[weight], params[bias]), tap.activations
+    tap.features = functional_call(backbone, backbone.values(params), (x, tap))
+    return nn.functional.linear(tap.features, params[weight], params[bias]), tap.activations

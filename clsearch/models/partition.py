@@ -11,7 +11,8 @@ from clsearch.models.base import Backbone, Params
 
 
 def free_rows(params: Params, backbone: Backbone, free: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Masks of W_free: the weights and biases that lead into free neurons (CLNP alg. 1).
+    """Masks of W_free: the weights and biases that lead into free neurons (CLNP alg. 1), and the
+    scales and running statistics of their normalisation.
 
     `free[layer]` is bool `[units]`; a free neuron frees all its rows. A parameter without any free
     entry is left out.
@@ -21,7 +22,7 @@ def free_rows(params: Params, backbone: Backbone, free: Mapping[str, Tensor]) ->
         if free[layer.name].any():
             weight, rows = params[layer.weight], layer.by_row(free[layer.name])
             masks[layer.weight] = rows.view(-1, *[1] * (weight.ndim - 1))
-            masks[layer.bias] = rows
+            masks |= dict.fromkeys(layer.vectors, rows)
     return masks
 
 
@@ -37,7 +38,7 @@ def without_interference(
         if layer.outgoing is None:
             continue
         weight = result[layer.outgoing]
-        inactive = ~active[layer.name].repeat_interleave(layer.fan)
+        inactive = ~layer.by_input(active[layer.name])
         interference = following.by_row(active[following.name])[:, None] & inactive[None, :]
         interference = interference.view(*interference.shape, *[1] * (weight.ndim - 2))
         result[layer.outgoing] = torch.where(interference, weight.new_zeros(()), weight)

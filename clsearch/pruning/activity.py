@@ -28,7 +28,7 @@ def mean_activity(
     that `batch_size` shows in the rounding of single activations at most. Raises `KeyError` for a
     backbone parameter missing in `params`.
     """
-    own = {name: params[name] for name, _ in backbone.named_parameters()}
+    own = backbone.values(params)
     gates = {layer: gate.to(data.inputs.device) for layer, gate in (gates or {}).items()}
     sums: dict[str, Tensor] = {}
     places: dict[str, int] = {}

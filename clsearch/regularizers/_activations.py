@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import linear
 
-from clsearch.errors import InputError
 from clsearch.models.base import Backbone
-from clsearch.regularizers.base import Hypers, Regularizer
-
-
-def require_unit_layers(name: str, backbone: Backbone) -> None:
-    """Raises `InputError` for a backbone that names no unit layers."""
-    if not backbone.unit_layers:
-        allowed = f"a model with unit layers: they are what {name} penalises"
-        raise InputError("model.name", backbone.name, allowed)
+from clsearch.regularizers.base import Hypers, Regularizer, require_unit_layers
 
 
 class ActivationRegularizer(Regularizer):
     """`λ Σ_l R(H_l)` over the unit layers (SLNI eq. 1), λ the hyperparameter `strength` names."""
+
+    strength: ClassVar[str]
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         super().__init__(options, backbone)
@@ -64,7 +58,7 @@ def homogeneous(x: Tensor, direction: Tensor, degree: int) -> Tensor:
     return degree * value - (degree - 1) * value.detach()
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def pack_product(a: Tensor, b: Tensor) -> Tensor:
     """`a bᵀ`: `[M, I]` and `[N, I]` to `[M, N]`.
 
     Asked for as a dense layer, because those a pack computes member by member, so that a member's

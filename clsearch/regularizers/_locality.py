@@ -17,7 +17,7 @@ from torch import Tensor, library
 from torch.func import vmap
 from torch.nn.functional import threshold
 
-from clsearch.products import product
+from clsearch.products import REGISTER, product
 from clsearch.regularizers import _activations
 
 DENSE_UNITS = 512
@@ -48,8 +48,8 @@ def neighbours(h: Tensor, sigma: Tensor, discount: Tensor | None = None) -> Tens
     if units > DENSE_UNITS:
         return _operator()(h, sigma, discount)
     if discount is None:
-        return _activations.product(h, gaussian(units, sigma))
-    return _activations.product(h * discount, gaussian(units, sigma)) * discount
+        return _activations.pack_product(h, gaussian(units, sigma))
+    return _activations.pack_product(h * discount, gaussian(units, sigma)) * discount
 
 
 def gaussian(units: int, sigma: Tensor) -> Tensor:
@@ -62,11 +62,10 @@ def profile(units: int, sigma: Tensor) -> Tensor:
     """`e^{−d²/2σ²}` for d = 1−units … units−1, and 0 for d = 0: `[2·units − 1]`. σ = 0: zeros.
 
     Values that nothing is left of in a sum are 0: products of them would be denormal numbers,
-    which a CPU is slow at. Distances run on to a full vector register: a last part of one is
-    rounded otherwise, and a member of a pack would differ from one alone.
+    which a CPU is slow at. Distances run on to a multiple of `REGISTER`.
     """
     width = 2 * units - 1
-    end = 1 - units + math.ceil(width / 64) * 64
+    end = 1 - units + math.ceil(width / REGISTER) * REGISTER
     distance = torch.arange(1.0 - units, end, device=sigma.device)
     exponent = (-distance.square() / 2).masked_fill(distance == 0, -torch.inf)
     exponent = threshold(exponent / sigma.square().clamp(max=1e30), -46.0, -torch.inf)
@@ -147,10 +146,12 @@ def _bell(distance: Tensor, sigma: float) -> Tensor:
 def _sweep(block: Tensor, rows: Tensor, first: int, stride: int, count: int) -> Tensor:
     """`count` rows of the products of one block `[c, width]` with the rows from `first`, from
     `first + stride` and so on; a row beyond the ends is 0."""
-    width, parts = block.shape[1], []
+    width, units, parts = block.shape[1], len(rows), []
     for begin in range(first, first + stride * math.ceil(count / len(block)), stride):
-        low, high = max(begin, 0), min(begin + width, len(rows))
-        parts.append(product(block[:, low - begin : high - begin], rows[low:high].T))
+        end = begin + width
+        whole = begin >= 0 and end <= units  # slices cost as much as a small product
+        part = block if whole else block[:, max(-begin, 0) : min(width, units - begin)]
+        parts.append(product(part, rows[max(begin, 0) : end].t()))
     return torch.cat(parts)[:count]
 
 

@@ -9,11 +9,24 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from clsearch.errors import InputError
 from clsearch.models.base import Backbone
 from clsearch.space import Hyper
 
 Hypers = Mapping[str, Tensor]
 """Hyperparameters by name: 0-d for one member, `[K]` for a pack."""
+
+
+def per_member(values: Tensor, like: Tensor) -> Tensor:
+    """`[K]` shaped to broadcast over a stack `[K, …]`."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def require_unit_layers(name: str, backbone: Backbone) -> None:
+    """Raises `InputError` for a backbone that names no unit layers."""
+    if not backbone.unit_layers:
+        allowed = f"one that the model {backbone.name} can have: it names no unit layers"
+        raise InputError("name", name, allowed, "Take another regulariser or model.")
 
 
 class RegularizerOptions(BaseModel):
@@ -27,8 +40,7 @@ class Regularizer(ABC):
 
     `penalty` is the definition, for one member, and autograd takes its gradient. A regulariser of
     the weights alone may also give the gradient itself: set `analytic` and write `add_gradient`;
-    the contract suite compares the two. `strength` names the hyperparameter that is its factor: at
-    0 the term vanishes. `version` is part of every trial's key: raise it when the
+    the contract suite compares the two. `version` is part of every trial's key: raise it when the
     term changes.
     """
 
@@ -37,7 +49,6 @@ class Regularizer(ABC):
     Options: ClassVar[type[RegularizerOptions]] = RegularizerOptions
     space: ClassVar[dict[str, Hyper]] = {}
     analytic: ClassVar[bool] = False
-    strength: ClassVar[str]
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         self.options, self.backbone = options, backbone

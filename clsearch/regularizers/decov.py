@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clsearch.regularizers._activations import ActivationRegularizer, homogeneous, product
+from clsearch.regularizers._activations import ActivationRegularizer, homogeneous, pack_product
 from clsearch.regularizers.base import Hypers
 from clsearch.space import Hyper
 
@@ -35,6 +35,10 @@ class DeCov(ActivationRegularizer):
         x = centred.detach()
         # x C, then without the diagonal; the gradient's own mean over the samples is zero.
         gram = count < units
-        mixed = product(product(x, x), x.mT) if gram else product(x, product(x.mT, x.mT))
+        mixed = (
+            pack_product(pack_product(x, x), x.mT)
+            if gram
+            else pack_product(x, pack_product(x.mT, x.mT))
+        )
         mixed = (mixed - x * x.square().sum(0)) / count
         return homogeneous(centred, mixed / (2 * count), 4)

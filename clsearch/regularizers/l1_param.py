@@ -11,13 +11,8 @@ from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.models.base import Backbone
-from clsearch.regularizers.base import Hypers, Regularizer, RegularizerOptions
+from clsearch.regularizers.base import Hypers, Regularizer, RegularizerOptions, per_member
 from clsearch.space import Hyper
-
-
-def per_member(values: Tensor, like: Tensor) -> Tensor:
-    """`[K]` shaped to broadcast over a stack `[K, …]`."""
-    return values.view(-1, *[1] * (like.ndim - 1))
 
 
 class L1ParamOptions(RegularizerOptions):
@@ -40,7 +35,6 @@ class L1Param(Regularizer):
         "l1": Hyper(1e-5, (0.0, 1e-6, 1e-5, 1e-4), "Strength of the L1 norm of the weights.")
     }
     analytic: ClassVar[bool] = True
-    strength: ClassVar[str] = "l1"
 
     def __init__(self, options: L1ParamOptions, backbone: Backbone) -> None:
         super().__init__(options, backbone)
@@ -89,7 +83,7 @@ class L1Param(Regularizer):
 
     def after_update(self, params: dict[str, Tensor], hyper: Hypers) -> None:
         """Soft-thresholding by `lr·l1·f_l`: the proximal step of the L1 norm."""
-        for name, factor in self._weights(params):
+        for name, factor in self._weights(params) if self.updates else ():
             weight = params[name]
             cut = per_member(hyper["lr"] * hyper["l1"] * factor, weight)
             weight.copy_(weight.sign() * (weight.abs() - cut).clamp_(min=0))

@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clsearch.regularizers.base import Hypers, Regularizer
-from clsearch.regularizers.l1_param import per_member
+from clsearch.regularizers.base import Hypers, Regularizer, per_member
 from clsearch.space import Hyper
 
 
@@ -24,7 +23,6 @@ class L2WD(Regularizer):
         "l2_wd": Hyper(1e-4, (0.0, 1e-5, 1e-4, 1e-3), "λ of the squared L2 norm of the weights.")
     }
     analytic: ClassVar[bool] = True
-    strength: ClassVar[str] = "l2_wd"
 
     def _weights(self, params: Mapping[str, Tensor]) -> Iterator[str]:
         own = {layer.weight for layer in self.backbone.unit_layers}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 
 from clsearch.models.base import Backbone
-from clsearch.regularizers._activations import product, require_unit_layers
-from clsearch.regularizers.base import Hypers, Regularizer, RegularizerOptions
+from clsearch.products import REGISTER
+from clsearch.regularizers._activations import pack_product
+from clsearch.regularizers.base import (
+    Hypers,
+    Regularizer,
+    RegularizerOptions,
+    require_unit_layers,
+)
 from clsearch.space import Hyper
 
 STEEPNESS = 10.0
@@ -32,7 +39,7 @@ class OrthReg(Regularizer):
     space: ClassVar[dict[str, Hyper]] = {
         "orthreg": Hyper(1e-3, (0.0, 1e-4, 1e-3, 1e-2), "λ of the angles between weight vectors.")
     }
-    strength: ClassVar[str] = "orthreg"
+    version: ClassVar[int] = 2
 
     def __init__(self, options: RegularizerOptions, backbone: Backbone) -> None:
         super().__init__(options, backbone)
@@ -60,10 +67,13 @@ def between(weight: Tensor) -> Tensor:
     """
     norm = weight.norm(dim=1, keepdim=True)
     direction = weight / torch.where(norm > 0, norm, torch.inf)
-    own = direction.detach()
-    itself = torch.eye(len(weight), dtype=torch.bool, device=weight.device)
-    excess = (STEEPNESS * (product(own, own) - 1)).masked_fill(itself, -torch.inf)
+    units = len(weight)
+    # So that all pairs are a multiple of `REGISTER`; what was added is nobody's neighbour.
+    own = pad(direction.detach(), (0, 0, 0, -units % math.isqrt(REGISTER)))
+    place = torch.arange(len(own), device=weight.device)
+    apart = (place.unsqueeze(1) != place) & (place < units) & (place.unsqueeze(1) < units)
+    excess = (STEEPNESS * (pack_product(own, own) - 1)).masked_fill(~apart, -torch.inf)
     value = softplus(excess).sum()
-    pull = product(own.mT, excess.sigmoid()).mT  # by rows in memory, as weights are
+    pull = pack_product(own.mT, excess.sigmoid()).mT[:units]  # by rows in memory, as weights are
     slope = (direction * pull).sum() * (2 * STEEPNESS)
     return value + (slope - slope.detach())

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from clsearch.regularizers._activations import product
+from clsearch.regularizers._activations import pack_product
 from clsearch.regularizers._inhibition import SIGMA, InhibitionOptions, LocalInhibition
 from clsearch.regularizers._locality import gaussian, neighbours
 from clsearch.regularizers.base import RegularizerOptions
@@ -58,7 +58,7 @@ class SLNI(LocalInhibition):
             return neighbours(h, sigma)
         if self.options.discount == "min":
             between = (-torch.maximum(alpha.unsqueeze(1), alpha)).exp()
-            return product(h, gaussian(h.shape[1], sigma) * between)
+            return pack_product(h, gaussian(h.shape[1], sigma) * between)
         return neighbours(h, sigma, (-alpha).exp())
 
     def consolidate(

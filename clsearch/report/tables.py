@@ -52,10 +52,10 @@ class ChainView:
         return self.results[learned - 1].selection if learned else None
 
     @property
-    def memory(self) -> int | None:
+    def memory_bytes(self) -> int | None:
         """Bytes it remembers beside its parameters after the last task it learned."""
         learned = len(self.matrix)
-        return self.results[learned - 1].memory if learned else None
+        return self.results[learned - 1].memory_bytes if learned else None
 
     def curve(self, metric: Callable[[Matrix], float | None]) -> list[float | None]:
         """A metric after each learned task."""
@@ -162,7 +162,7 @@ def _result_sheet(
                 spread(average_accuracy(c.matrix) for c in chains),
                 spread(average_forgetting(c.matrix) for c in chains),
                 percent(c.last.sparsity for c in chains if c.last),
-                kib(c.memory for c in chains),
+                kib(c.memory_bytes for c in chains),
                 *([layers or "-"] if few else []),
             )
         )

@@ -19,6 +19,7 @@ from clsearch.training.importance import BATCH, mean_moment
 def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainState:
     """The chain with the importance of unlabelled images added to its Ω; nothing is trained.
 
+    Added, whatever the method's `accumulate`: that is a rule for tasks.
     `images` uint8 `[N, C, H, W]` are those met in use, as the data set stores its own: some classes
     of the task, or a stream that nobody labelled. The network answers them with the task's output
     layer, and weights that matter to them are protected when the next task is learned (MAS §5.1,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from clsearch.data.base import Samples
-from clsearch.models.base import Backbone, Gates, forward, head_names
+from clsearch.models.base import Backbone, Gates, Tap, forward, head_names
 from clsearch.scenarios.base import InputTransform, Task, TaskData
+from clsearch.training.tap import Noise
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class Batch:
 
     `group` int64 `[B]` says which task each sample is of, where the readout has several heads.
     `targets` `[B, …]` by name are what a method that distils keeps the samples' answers to.
+    `noise` is what dropout draws; without, nothing is dropped.
     """
 
     x: Tensor
     y: Tensor
     group: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
+    noise: Noise | None = None
 
 
 def answer(
@@ -70,13 +73,14 @@ def answer(
     readout: Readout,
     gates: Gates | None,
     group: Tensor | None = None,
+    tap: Tap | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits `[B, Σ classes]` and activations by unit layer, for one member."""
+    """Logits `[B, Σ classes]` and activations by unit layer, for one member; see `forward`."""
     if len(readout.heads) == 1:
-        return forward(backbone, params, x, readout.heads[0], gates)
+        return forward(backbone, params, x, readout.heads[0], gates, tap)
     weight, bias = readout.weights(params)
     combined = {**params, "head.-1.weight": weight, "head.-1.bias": bias}
-    logits, activations = forward(backbone, combined, x, -1, gates)
+    logits, activations = forward(backbone, combined, x, -1, gates, tap)
     return readout.mask(logits, group), activations
 
 
@@ -96,13 +100,13 @@ class DeviceData:
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
-    def batch(self, index: Tensor) -> Batch:
+    def batch(self, index: Tensor, noise: Noise | None = None) -> Batch:
         """The samples at `index` int64 `[B]`, normalised."""
         pixels = self.inputs.index_select(0, index)
         group = None if self.group is None else self.group.index_select(0, index)
         labels = self.labels.index_select(0, index)
         targets = {name: value.index_select(0, index) for name, value in self.targets.items()}
-        return Batch(self.transform.normalise(pixels), labels, group, targets)
+        return Batch(self.transform.normalise(pixels), labels, group, targets, noise)
 
     def part(self, index: Tensor) -> DeviceData:
         """The samples at `index` int64 `[n]`."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clsearch.errors import InputError
 from clsearch.methods.base import Evidence, ImportanceObjective, Start, State
-from clsearch.models.base import Backbone, Params
+from clsearch.models.base import Backbone, Params, Tap
 from clsearch.scenarios.base import Task
+from clsearch.scenarios.unlabelled import TRAIN
 from clsearch.training.batch import DeviceData, PackData, answer
 from clsearch.training.importance import mean_moment, neuron_importance
 
@@ -38,12 +40,15 @@ class TrainingEvidence(Evidence):
         return self.mean_activity
 
     def importance(
-        self, objective: ImportanceObjective, source: str = "train", classes: Sequence[str] = ()
+        self,
+        objective: ImportanceObjective,
+        sources: Sequence[str] = (TRAIN,),
+        classes: Sequence[str] = (),
     ) -> Params:
         return mean_moment(
             self.backbone,
             self.params,
-            self._images(source, classes),
+            self._images(sources, classes),
             self.data.readout,
             self.start.gates,
             list(self.start.trainable),
@@ -51,19 +56,21 @@ class TrainingEvidence(Evidence):
             self.batch_size,
         )
 
-    def _images(self, source: str, classes: Sequence[str]) -> DeviceData:
+    def _images(self, sources: Sequence[str], classes: Sequence[str]) -> DeviceData:
         train = self.data.train
-        if len(self.data.readout.heads) > 1 and (classes or source != "train"):
+        if len(self.data.readout.heads) > 1 and (classes or tuple(sources) != (TRAIN,)):
             raise ValueError("other images and single classes are for one output layer")
-        if source == "train":
-            if not classes:
-                return train
+        if classes:
             wanted = torch.tensor([self.task.classes.index(name) for name in classes])
             kept = torch.isin(train.labels, wanted).nonzero().squeeze(1)
+            if not len(kept):
+                allowed = f"classes that task {self.task.number} has training images of"
+                raise InputError("adapt.classes", list(classes), allowed)
             return train.part(kept)
-        images = self.unlabelled("test-inputs" if source == "both" else source)
-        if source == "both":
-            images = torch.cat([train.inputs, images])
+        if tuple(sources) == (TRAIN,):
+            return train
+        parts = [train.inputs if name == TRAIN else self.unlabelled(name) for name in sources]
+        images = torch.cat(parts)
         labels = images.new_zeros(len(images)).long()
         return DeviceData(images, labels, None, train.transform)
 
@@ -79,13 +86,11 @@ class TrainingEvidence(Evidence):
 
     @torch.no_grad()
     def features(self) -> tuple[Tensor, Tensor]:
-        last, found = self.backbone.unit_layers[-1].name, []
+        found = []
         for batch in self.data.train.batches(self.batch_size):
-            _, activations = answer(
-                self.backbone, self.params, batch.x, self.data.readout, self.start.gates,
-                batch.group,
-            )  # fmt: skip
-            found.append(activations[last].flatten(1))
+            tap = Tap(self.start.gates)
+            answer(self.backbone, self.params, batch.x, self.data.readout, None, batch.group, tap)
+            found.append(tap.features)
         return torch.cat(found), self.data.train.labels
 
     def validation(self, params: Params, state: State) -> list[float]:

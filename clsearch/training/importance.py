@@ -68,11 +68,12 @@ def _dense_layers(
 ) -> dict[str, nn.Module]:
     """The dense layers the closed form holds for, by name: those that a forward of the backbone
     calls once, with one row a sample. A layer with shared weights or over tokens is none."""
-    calls: dict[str, list[int]] = {}
+    calls: dict[str, list[bool]] = {}
 
     def count(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            calls.setdefault(name, []).append(inputs[0].ndim)
+            one_row_a_sample = inputs[0].ndim == 2 and len(inputs[0]) == len(batch.y)
+            calls.setdefault(name, []).append(one_row_a_sample)
 
         return hook
 
@@ -83,7 +84,7 @@ def _dense_layers(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: module for name, module in dense.items() if calls.get(name) == [2]}
+    return {name: module for name, module in dense.items() if calls.get(name) == [True]}
 
 
 class _LocalTap(Tap):
@@ -111,8 +112,7 @@ def _scalars(
     `leaf`: the logits may be the first to need a gradient.
     """
     tap = _LocalTap(gates) if objective.local else Tap(gates)
-    body = {name: params[name] for name, _ in backbone.named_parameters()}
-    features = functional_call(backbone, body, (batch.x, tap))
+    features = functional_call(backbone, backbone.values(params), (batch.x, tap))
     logits = linear(features, *readout.weights(params))
     if leaf and not logits.requires_grad:
         logits.requires_grad_()
@@ -219,7 +219,7 @@ def neuron_importance(
 
     L is the cross-entropy of one sample; a channel's norm is over space. Accumulates in float64.
     """
-    body = {name: params[name].detach() for name, _ in backbone.named_parameters()}
+    body = {name: value.detach() for name, value in backbone.values(params).items()}
     total: dict[str, Tensor] = {}
     for batch in data.batches(batch_size):
         with torch.enable_grad():

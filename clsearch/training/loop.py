@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from clsearch.config import TrainingConfig
 from clsearch.models.base import Params
 from clsearch.training.batch import DeviceData, PackData
-from clsearch.training.step import Objective, Stack
+from clsearch.training.step import Objective
+from clsearch.training.tap import Noise
 from clsearch.training.update import PackOptimizer
 
 EVALUATION_BATCH = 1000
@@ -22,10 +23,14 @@ DIVERGED = 10.0
 HUGE = 1e6
 """So has one with a weight larger than this."""
 
+MOMENTUM = 0.1
+"""How far a running statistic moves to the batch's after a step (torch's default)."""
+
 
 @dataclass
 class Trained:
-    """What became of one member: `params` are its trained parameters, or None with a `reason`.
+    """What became of one member: `params` are its trained parameters and the running statistics it
+    kept, or None with a `reason`.
 
     `curve` holds the validation accuracy (fraction) after each epoch; `accuracy` that of `params`.
     `running` is what the method kept by `after_step`, as it was with these `params`.
@@ -45,6 +50,7 @@ class _Best:
     epoch: int = 0
     entropy: float = 0.0
     params: Params = field(default_factory=dict)
+    statistics: Params = field(default_factory=dict)
     running: Params = field(default_factory=dict)
 
 
@@ -68,7 +74,8 @@ def train_pack(
     for epoch in range(1, config.epochs + 1):
         order = torch.randperm(n, generator=generator(f"order-{epoch}")).to(device)
         pack.warm_up(epoch)
-        finite = pack.epoch(torch.split(order, config.batch_size), train)
+        noise = generator(f"dropout-{epoch}")
+        finite = pack.epoch(torch.split(order, config.batch_size), train, noise)
         yield from pack.drop_broken(finite, epoch)
         if not pack.members:
             return
@@ -78,7 +85,7 @@ def train_pack(
 
 
 class _Pack:
-    """The members still training: stacked parameters, hyperparameters and optimiser."""
+    """The members still training: stacked parameters, statistics, hyperparameters, optimiser."""
 
     def __init__(
         self,
@@ -87,6 +94,7 @@ class _Pack:
         config: TrainingConfig,
         device: torch.device,
     ) -> None:
+        self.objective = objective
         self.config, self.method, self.start = config, objective.method, objective.start
         self.held: list[str] = []
         self.limit = DIVERGED * objective.guess
@@ -99,11 +107,10 @@ class _Pack:
         self.members = list(range(len(hypers)))
         self.gradient, self.hits = objective.gradient(), objective.hits()
         k = len(hypers)
-        self.stack: Stack = {
-            name: objective.start.params[name].unsqueeze(0).repeat(k, *[1] * like.ndim)
-            for name in objective.start.trainable
-            for like in [objective.start.params[name]]
-        }
+        self.stack, self.statistics = (
+            {name: torch.stack([self.start.params[name]] * k) for name in part}
+            for part in (self.start.trainable, self.start.statistics)
+        )
         self.hyper = {
             name: torch.tensor([h[name] for h in hypers], device=device) for name in hypers[0]
         }
@@ -114,27 +121,34 @@ class _Pack:
         self.best = [_Best() for _ in hypers]
 
     def warm_up(self, epoch: int) -> None:
-        """Holds or lets go what the start trains only after its warm-up.
+        """Holds or lets go what the start trains only after its warm-up, and the statistics.
 
         Letting go begins the optimiser anew: moments of a time of no movement say nothing.
         """
         if epoch == 1 and self.start.warm_up:
             self.held = [name for name in self.stack if name not in self.start.alone]
+            still = replace(self.objective, start=replace(self.start, statistics={}))
+            self.gradient = still.gradient()
         elif epoch == self.start.warm_up + 1 and self.held:
-            self.held = []
+            self.held, self.gradient = [], self.objective.gradient()
             self.optimizer = PackOptimizer(self.config, self.stack, self.optimizer.rates)
 
-    def epoch(self, batches: Sequence[Tensor], data: DeviceData) -> Tensor:
-        """One pass over the samples; bool `[steps, K]`: which losses were finite."""
+    def epoch(self, batches: Sequence[Tensor], data: DeviceData, source: torch.Generator) -> Tensor:
+        """One pass over the samples; bool `[steps, K]`: which losses were finite.
+
+        Dropout draws from `source`.
+        """
         losses, entropies = [], []
         for index in batches:
-            gradient = self.gradient(self.stack, self.hyper, data.batch(index))
+            batch = data.batch(index, Noise(source))
+            gradient = self.gradient(self.stack | self.statistics, self.hyper, batch)
             for name in self.held:
                 gradient.whole[name].zero_()
             before = {}
             if gradient.task is not None:
                 before = {name: value.clone() for name, value in self.stack.items()}
             self.optimizer.step(gradient.whole)
+            self._follow(gradient.moments)
             if self.updating:
                 self._update()
             if gradient.task is not None:
@@ -143,6 +157,12 @@ class _Pack:
             entropies.append(gradient.entropies)
         self.entropy = torch.stack(entropies).mean(0)
         return torch.stack(losses).isfinite()
+
+    def _follow(self, moments: Mapping[str, Tensor]) -> None:
+        """Moves the free running statistics towards the batch's."""
+        for name, found in moments.items():
+            old, free = self.statistics[name], self.start.statistics[name]
+            self.statistics[name] = torch.where(free, old.lerp(found, MOMENTUM), old)
 
     def _update(self) -> None:
         """What regularisers do after a step, to the entries that may move alone."""
@@ -155,7 +175,8 @@ class _Pack:
 
     def drop_broken(self, finite: Tensor, epoch: int) -> Iterator[Trained]:
         """Yields and drops the members whose losses or weights are not finite."""
-        sound = torch.stack([v.flatten(1).isfinite().all(1) for v in self.stack.values()]).all(0)
+        kept = (self.stack | self.statistics).values()
+        sound = torch.stack([v.flatten(1).isfinite().all(1) for v in kept]).all(0)
         broken = [k for k in range(len(self.members)) if not (finite[:, k].all() and sound[k])]
         for k in broken:
             steps = (~finite[:, k]).nonzero()
@@ -167,7 +188,8 @@ class _Pack:
 
     def validate(self, data: DeviceData, epoch: int) -> Iterator[Trained]:
         """Measures all members; yields and drops those that are done."""
-        right = sum(self.hits(self.stack, batch) for batch in data.batches(EVALUATION_BATCH))
+        stack = self.stack | self.statistics
+        right = sum(self.hits(stack, batch) for batch in data.batches(EVALUATION_BATCH))
         done = []
         for k, count in enumerate(torch.as_tensor(right).tolist()):
             accuracy = count / len(data)
@@ -189,18 +211,21 @@ class _Pack:
         if what:
             reason = f"diverged: {what} in epoch {best.epoch}; take a smaller lr"
             return Trained(member, None, None, reason, curve)
-        return Trained(member, best.params, best.accuracy, "", curve, best.running)
+        params = best.params | best.statistics
+        return Trained(member, params, best.accuracy, "", curve, best.running)
 
     def _finished(self, k: int, accuracy: float, epoch: int) -> bool:
         """Whether member k stops here; keeps the weights it would stop with."""
         best, patience = self.best[k], self.config.patience
+        if epoch <= self.start.warm_up:
+            return False  # its accuracy is that of the old body under a new head
         last = epoch == self.config.epochs
         if accuracy > best.accuracy if patience else last:
-            params, running = (
+            parts = (
                 {name: value[k].clone() for name, value in part.items()}
-                for part in (self.stack, self.running)
+                for part in (self.stack, self.statistics, self.running)
             )
-            self.best[k] = _Best(accuracy, epoch, float(self.entropy[k]), params, running)
+            self.best[k] = _Best(accuracy, epoch, float(self.entropy[k]), *parts)
         return last or (patience is not None and epoch - self.best[k].epoch >= patience)
 
     def _keep(self, index: Sequence[int]) -> None:
@@ -212,6 +237,9 @@ class _Pack:
         if index:
             chosen = torch.tensor(index, device=self.hyper["lr"].device)
             self.hyper = {n: v.index_select(0, chosen) for n, v in self.hyper.items()}
-            self.running = {n: v.index_select(0, chosen) for n, v in self.running.items()}
+            self.running, self.statistics = (
+                {n: v.index_select(0, chosen) for n, v in part.items()}
+                for part in (self.running, self.statistics)
+            )
             self.entropy = self.entropy.index_select(0, chosen)
             self.stack = self.optimizer.keep(index)

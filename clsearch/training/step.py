@@ -2,15 +2,17 @@
 
 A pack of one goes through the same `vmap` as a pack of K, and on a CPU dense layers go member by
 member through the same product (see `dense`), so a trial's result does not depend on the pack it
-was trained in.
+was trained in. Networks with convolutions go member by member altogether on a CPU: a convolution
+fills a core alone, and under `vmap` it would be a grouped one, slower and of other bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +20,14 @@ from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
 from clsearch.methods.base import Method, Start
-from clsearch.models.base import Backbone
+from clsearch.models.base import Backbone, Tap
 from clsearch.regularizers.base import Regularizer
 from clsearch.training.batch import Batch, DeviceData, Readout, answer
 from clsearch.training.dense import fast_linear
+from clsearch.training.tap import Noise, TrainingTap
 
 Stack = dict[str, Tensor]
-"""Trained parameters of a pack by name, `[K, …]`."""
+"""Trained parameters and running statistics of a pack by name, `[K, …]`."""
 
 
 def state_of(regularizer: Regularizer, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,13 +51,15 @@ def _gradient(losses: Tensor, leaves: Stack, keep: bool = False) -> Stack:
 class Gradient:
     """The stacked gradient `[K, …]` of a pack, its losses and their cross-entropies, `[K]`.
 
-    `task` is the gradient of the cross-entropy alone, where the method tracks it.
+    `task` is the gradient of the cross-entropy alone, where the method tracks it. `moments` are
+    the batch's, by the running statistic that is to follow them.
     """
 
     whole: Stack
     losses: Tensor
     entropies: Tensor
     task: Stack | None = None
+    moments: Stack = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,47 +95,74 @@ class Objective:
 
     def outputs(
         self,
-        params: Mapping[str, Tensor],
+        own: Mapping[str, Tensor],
         hyper: Mapping[str, Tensor],
         x: Tensor,
         group: Tensor | None,
         targets: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """One member's logits `[B, C]`, and the terms (0-d) that autograd has to differentiate."""
-        everything = {**self.start.params, **params}
-        logits, activations = answer(
-            self.backbone, everything, x, self.readout, self.start.gates, group
-        )
+        noise: Noise | None,
+    ) -> tuple[Tensor, ...]:
+        """One member's logits `[B, C]`, the terms (0-d) that autograd has to differentiate, and
+        the batch's moments, one for each of `self.start.statistics`."""
+        everything = {**self.start.params, **own}
+        params = {name: own[name] for name in self.start.trainable}
+        tap = TrainingTap(self.start.gates, self.start.statistics, noise)
+        logits, activations = answer(self.backbone, everything, x, self.readout, None, group, tap)
         terms = logits.new_zeros(())
         if not self.method.analytic:
             terms = terms + self.method.penalty(params, self.start.state, hyper)
         if targets:
-            features = activations[self.backbone.unit_layers[-1].name].flatten(1)
             terms = terms + self.method.distillation(
-                everything, features, targets, self.start, hyper
+                everything, tap.features, targets, self.start, hyper
             )
         for regularizer, importance in self.differentiated:
             terms = terms + regularizer.penalty(params, activations, importance, hyper)
-        return logits, terms
+        return logits, terms, *(tap.found[name] for name in self.start.statistics)
 
     def losses(
         self, stack: Stack, hyper: Mapping[str, Tensor], batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        """Each member's mean cross-entropy and the terms that autograd differentiates, `[K]`."""
-        pack = vmap(self.outputs, in_dims=(0, 0, None, None, None))
-        with fast_linear(batch.x.device):
-            logits, terms = pack(stack, hyper, batch.x, batch.group, batch.targets)
+    ) -> tuple[Tensor, Tensor, Stack]:
+        """Each member's mean cross-entropy and the terms that autograd differentiates, `[K]`, and
+        the batch's moments."""
+        shared = (batch.x, batch.group, batch.targets, batch.noise)
+        logits, terms, *moments = self._members(self.outputs, (stack, hyper), shared)
         k, b, _ = logits.shape
         each = cross_entropy(logits.flatten(0, 1), batch.y.repeat(k), reduction="none")
-        return each.view(k, b).mean(1), terms
+        found = dict(zip(self.start.statistics, moments, strict=True))
+        return each.view(k, b).mean(1), terms, found
+
+    def _members(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        stacks: Sequence[Mapping[str, Tensor]],
+        shared: Sequence[Any],
+    ) -> Iterable[Tensor]:
+        """What a function of one member's tensors, and of what all share, gives of each; stacked.
+
+        `shared` starts with the images, whose device decides how.
+        """
+        device = shared[0].device
+        loop = self.backbone.convolutional and device.type == "cpu"
+        with fast_linear(device, packed=not loop):
+            if not loop:
+                in_dims = (0,) * len(stacks) + (None,) * len(shared)
+                pack = vmap(function, in_dims=in_dims, randomness="same")
+                return tuple(pack(*stacks, *shared))
+            parts = [{name: value.unbind(0) for name, value in s.items()} for s in stacks]
+            results = [
+                function(*({name: one[k] for name, one in part.items()} for part in parts), *shared)
+                for k in range(len(next(iter(stacks[0].values()))))
+            ]
+        return tuple(map(torch.stack, zip(*results, strict=True)))
 
     def gradient(self) -> Callable[[Stack, Mapping[str, Tensor], Batch], Gradient]:
         """A function of (stack, hyper `[K]`, batch) to the pack's gradient."""
         masks = {n: m for n, m in self.start.trainable.items() if not bool(m.all())}
 
         def of(stack: Stack, hyper: Mapping[str, Tensor], batch: Batch) -> Gradient:
-            leaves = {name: value.detach().requires_grad_() for name, value in stack.items()}
-            task, terms = self.losses(leaves, hyper, batch)
+            params = {name: stack[name] for name in self.start.trainable}
+            leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+            task, terms, moments = self.losses(stack | leaves, hyper, batch)
             tracked = None
             if self.method.tracks:
                 tracked = _gradient(task, leaves, keep=not self.plain)
@@ -141,13 +173,13 @@ class Objective:
             else:
                 grads = _gradient(task + terms, leaves)
             if self.method.analytic:
-                self.method.add_gradient(grads, stack, self.start.state, hyper)
+                self.method.add_gradient(grads, params, self.start.state, hyper)
             for regularizer in self.regularizers:
                 if regularizer.analytic:
-                    regularizer.add_gradient(grads, stack, hyper)
+                    regularizer.add_gradient(grads, params, hyper)
             for name, mask in masks.items():
                 grads[name].mul_(mask)
-            return Gradient(grads, (task + terms).detach(), task.detach(), tracked)
+            return Gradient(grads, (task + terms).detach(), task.detach(), tracked, moments)
 
         return of
 
@@ -158,28 +190,25 @@ class Objective:
         found: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for batch in data.batches(batch_size):
-                _, activations = answer(
-                    self.backbone, self.start.params, batch.x, self.readout, self.start.gates,
-                    batch.group,
-                )  # fmt: skip
-                features = activations[self.backbone.unit_layers[-1].name].flatten(1)
-                for name, value in self.method.targets(self.start, features).items():
+                tap = Tap(self.start.gates)
+                answer(
+                    self.backbone, self.start.params, batch.x, self.readout, None, batch.group, tap
+                )
+                for name, value in self.method.targets(self.start, tap.features).items():
                     found.setdefault(name, []).append(value)
         return replace(data, targets={name: torch.cat(parts) for name, parts in found.items()})
 
     def hits(self) -> Callable[[Stack, Batch], Tensor]:
         """A function of (stack, batch) to the number of right answers of each member `[K]`."""
 
-        def one(params: Stack, x: Tensor, y: Tensor, group: Tensor | None) -> Tensor:
-            everything = {**self.start.params, **params}
+        def one(own: Stack, x: Tensor, y: Tensor, group: Tensor | None) -> tuple[Tensor]:
+            everything = {**self.start.params, **own}
             logits, _ = answer(self.backbone, everything, x, self.readout, self.start.gates, group)
-            return (logits.argmax(-1) == y).sum()
-
-        pack = vmap(one, in_dims=(0, None, None, None))
+            return ((logits.argmax(-1) == y).sum(),)
 
         @torch.no_grad()
         def of(stack: Stack, batch: Batch) -> Tensor:
-            with fast_linear(batch.x.device):
-                return pack(stack, batch.x, batch.y, batch.group)
+            (right,) = self._members(one, (stack,), (batch.x, batch.y, batch.group))
+            return right
 
         return of

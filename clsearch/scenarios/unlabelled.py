@@ -13,8 +13,8 @@ from clsearch.errors import InputError
 from clsearch.plugins import discover
 from clsearch.scenarios.base import ScenarioOptions, Task
 
-TEST_INPUTS = "test-inputs"
-"""The source that is a task's test images without their labels."""
+TRAIN, TEST_INPUTS = "train", "test-inputs"
+"""The sources that are a task's own: its training images, and its test images without labels."""
 
 
 def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str) -> Tensor:
