@@ -21,6 +21,7 @@ from clsearch.models._convnet import BatchNorm
 from clsearch.models.base import Params, Tap, forward, initial_head, initial_parameters
 from clsearch.models.cnn_narrow import CLNPNarrow, NarrowOptions
 from clsearch.models.cnn_wide import CLNPWide, WideOptions
+from clsearch.models.mlp import MLP, MLPOptions
 from clsearch.pruning.activity import mean_activity
 from clsearch.pruning.scan import threshold_scan
 from clsearch.rng import generator
@@ -396,6 +397,13 @@ def test_packs_of_convolutions() -> None:
     assert pack_size(backbone, "auto", "cpu", 256) == 1
     assert pack_size(backbone, 3, "cpu", 256) == 3
     assert 1 <= pack_size(backbone, "auto", "cuda", 256) < pack_size(backbone, "auto", "cuda", 16)
+
+
+def test_feature_maps_are_evaluated_in_batches_that_fit() -> None:
+    backbone = CLNPNarrow(NarrowOptions(), CIFAR)
+    assert backbone.numbers == 2 * 32 * 32 * 32 + 2 * 64 * 16 * 16 + 512
+    assert backbone.evaluation_batch == 2**26 // backbone.numbers
+    assert MLP(MLPOptions(hidden=[2000, 2000]), CIFAR).evaluation_batch == 1000
 
 
 # --- zero forgetting -----------------------------------------------------------------------------
