@@ -305,6 +305,22 @@ def test_any_pack_gives_the_same_bits(model: dict[str, Any]) -> None:
 
 
 @each
+def test_a_pack_of_grouped_convolutions_is_the_same_up_to_rounding(model: dict[str, Any]) -> None:
+    """As a GPU trains it: under `vmap`. By plain descent: Adam makes a step of rounding too."""
+    chain = learner(model, optimizer="sgd")
+    hypers = [{"lr": 1e-2 * (1 + i), "l1": 1e-3 * i} for i in range(3)]
+    start = chain.begin(chain.learn(None, 1, 0.1), 2)
+    one_by_one = chain.train(start, 2, hypers)
+    vars(chain.system.backbone)["convolutional"] = False
+    for grouped, wanted in zip(chain.train(start, 2, hypers), one_by_one, strict=True):
+        assert grouped.params is not None
+        assert wanted.params is not None
+        assert grouped.params.keys() == wanted.params.keys()
+        for name, value in grouped.params.items():
+            torch.testing.assert_close(value, wanted.params[name], rtol=1e-3, atol=1e-4)
+
+
+@each
 def test_a_broken_member_ends_alone(model: dict[str, Any]) -> None:
     chain = learner(model)
     start = chain.begin(None, 1)
