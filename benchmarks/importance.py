@@ -24,7 +24,7 @@ from clsearch.models.base import Params, initial_head, initial_parameters
 from clsearch.models.mlp import MLP, MLPOptions
 from clsearch.rng import generator
 from clsearch.training.batch import DeviceData, answer
-from clsearch.training.importance import BATCH, mean_moment
+from clsearch.training.importance import mean_moment
 
 TARGET = 20.0
 OBJECTIVES = {"ewc": FISHER["empirical"], "mas": ImportanceObjective(squared_norm, "magnitude")}
@@ -66,10 +66,26 @@ def main() -> None:
                 wanted = loop(backbone, params, few, objective)
                 theirs = min(theirs, (time.perf_counter() - begun) / len(few))
                 begun = time.perf_counter()
-                mean_moment(backbone, params, data, READOUT, None, list(params), objective, BATCH)
+                mean_moment(
+                    backbone,
+                    params,
+                    data,
+                    READOUT,
+                    None,
+                    list(params),
+                    objective,
+                    backbone.evaluation_batch,
+                )
                 ours = min(ours, (time.perf_counter() - begun) / len(data))
             found = mean_moment(
-                backbone, params, few, READOUT, None, list(params), objective, BATCH
+                backbone,
+                params,
+                few,
+                READOUT,
+                None,
+                list(params),
+                objective,
+                backbone.evaluation_batch,
             )
             apart = max(
                 float((found[n] - v).abs().max() / v.abs().max()) for n, v in wanted.items()

@@ -20,8 +20,6 @@ from clsearch.store import Store, TrainedModel, read_commit, read_trained, write
 from clsearch.system import System
 from clsearch.training.batch import DeviceData, PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
-from clsearch.training.importance import BATCH
-from clsearch.training.loop import EVALUATION_BATCH
 from clsearch.training.step import state_of
 from clsearch.trial import context_of
 
@@ -60,7 +58,7 @@ def accuracy(
     """The fraction of samples answered right by one head."""
     readout = Readout((head,))
     right = 0
-    for batch in data.batches(EVALUATION_BATCH):
+    for batch in data.batches(backbone.evaluation_batch):
         logits, _ = answer(backbone, params, batch.x, readout, gates)
         right += int((logits.argmax(-1) == batch.y).sum())
     return right / len(data)
@@ -116,7 +114,7 @@ def _consolidate(
         trained.params,
         PackData.of(learned.parts, torch.device("cpu")),
         context.task,
-        BATCH,
+        system.backbone.evaluation_batch,
         trained.activity,
         trained.running,
         lambda source: images.unlabelled(source, context.task),

@@ -23,7 +23,7 @@ from clsearch.scenarios.base import TaskData
 from clsearch.store import Store, TrainedModel, read_record, write_record
 from clsearch.system import System, build_system
 from clsearch.training.batch import PackData
-from clsearch.training.loop import EVALUATION_BATCH, Trained, train_pack
+from clsearch.training.loop import Trained, train_pack
 from clsearch.training.step import Objective
 
 
@@ -171,7 +171,8 @@ def _failed(job: Job, error: Exception, store: Store) -> TrialRecord:
 
 def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, TrainedModel | None]:
     """The record of a trained member, its threshold scan included, and what is stored beside it."""
-    layers = bench.system.backbone.unit_layers
+    backbone, method, start = bench.system.backbone, bench.system.method, bench.start
+    layers = backbone.unit_layers
     record = replace(
         _blank(job, trained.member),
         reason=trained.reason,
@@ -184,13 +185,11 @@ def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, Trai
     )
     if trained.params is None:
         return record, None
-    method, start = bench.system.method, bench.start
     params: Params = {**start.params, **trained.params}
-    activity = mean_activity(
-        bench.system.backbone, params, bench.data.train, start.gates, EVALUATION_BATCH
-    )
+    size = backbone.evaluation_batch
+    activity = mean_activity(backbone, params, bench.data.train, start.gates, size)
     scan = threshold_scan(
-        bench.system.backbone,
+        backbone,
         params,
         bench.data.readout,
         start.gates,
@@ -198,7 +197,7 @@ def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, Trai
         activity,
         bench.data.validation,
         bench.config.selection.thresholds,
-        EVALUATION_BATCH,
+        size,
     )
     record = replace(
         record,

@@ -21,6 +21,7 @@ from clsearch.models._convnet import BatchNorm
 from clsearch.models.base import Params, Tap, forward, initial_head, initial_parameters
 from clsearch.models.cnn_narrow import CLNPNarrow, NarrowOptions
 from clsearch.models.cnn_wide import CLNPWide, WideOptions
+from clsearch.models.mlp import MLP, MLPOptions
 from clsearch.pruning.activity import mean_activity
 from clsearch.pruning.scan import threshold_scan
 from clsearch.rng import generator
@@ -308,6 +309,22 @@ def test_any_pack_gives_the_same_bits(model: dict[str, Any]) -> None:
 
 
 @each
+def test_a_pack_of_grouped_convolutions_is_the_same_up_to_rounding(model: dict[str, Any]) -> None:
+    """As a GPU trains it: under `vmap`. By plain descent: Adam makes a step of rounding too."""
+    chain = learner(model, optimizer="sgd")
+    hypers = [{"lr": 1e-2 * (1 + i), "l1": 1e-3 * i} for i in range(3)]
+    start = chain.begin(chain.learn(None, 1, 0.1), 2)
+    one_by_one = chain.train(start, 2, hypers)
+    vars(chain.system.backbone)["convolutional"] = False
+    for grouped, wanted in zip(chain.train(start, 2, hypers), one_by_one, strict=True):
+        assert grouped.params is not None
+        assert wanted.params is not None
+        assert grouped.params.keys() == wanted.params.keys()
+        for name, value in grouped.params.items():
+            torch.testing.assert_close(value, wanted.params[name], rtol=1e-3, atol=1e-4)
+
+
+@each
 def test_a_broken_member_ends_alone(model: dict[str, Any]) -> None:
     chain = learner(model)
     start = chain.begin(None, 1)
@@ -400,6 +417,13 @@ def test_packs_of_convolutions() -> None:
     assert pack_size(backbone, "auto", "cpu", 256) == 1
     assert pack_size(backbone, 3, "cpu", 256) == 3
     assert 1 <= pack_size(backbone, "auto", "cuda", 256) < pack_size(backbone, "auto", "cuda", 16)
+
+
+def test_feature_maps_are_evaluated_in_batches_that_fit() -> None:
+    backbone = CLNPNarrow(NarrowOptions(), CIFAR)
+    assert backbone.numbers == 2 * 32 * 32 * 32 + 2 * 64 * 16 * 16 + 512
+    assert backbone.evaluation_batch == 2**26 // backbone.numbers
+    assert MLP(MLPOptions(hidden=[2000, 2000]), CIFAR).evaluation_batch == 1000
 
 
 # --- zero forgetting -----------------------------------------------------------------------------

@@ -20,6 +20,9 @@ from torch.func import functional_call
 
 from clsearch.options import Strict
 
+EVALUATION_BATCH, EVALUATION_NUMBERS = 1000, 2**26
+"""Samples evaluated at once, at most, and the numbers that their unit layers may compute."""
+
 Params = dict[str, Tensor]
 Gates = Mapping[str, Tensor]
 """By unit layer, bool `[units]`: False silences the neuron. A layer not named is open."""
@@ -155,6 +158,18 @@ class Backbone(nn.Module, ABC):
     def convolutional(self) -> bool:
         """Whether it has convolutions: a CPU then trains the members of a pack one by one."""
         return any(isinstance(module, nn.Conv2d) for module in self.modules())
+
+    @cached_property
+    def numbers(self) -> int:
+        """How many numbers its unit layers compute for a sample, each place of a channel one."""
+        tap = Tap()
+        self(torch.empty(1, *self.shape, device="meta"), tap)
+        return sum(tap.activations[u.name].numel() * u.rows for u in self.unit_layers)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Samples to evaluate at once: so many that their activations fit into memory."""
+        return max(1, min(EVALUATION_BATCH, EVALUATION_NUMBERS // self.numbers))
 
     def values(self, params: Mapping[str, Tensor]) -> Params:
         """Those of `params` that are the backbone's own: its parameters and statistics."""

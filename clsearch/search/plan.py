@@ -6,11 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
-
 from clsearch.config import Config
 from clsearch.methods.base import Method
-from clsearch.models.base import Backbone, Tap
+from clsearch.models.base import Backbone
 from clsearch.records import SCHEMA, Selection, digest
 from clsearch.regularizers.base import Regularizer
 from clsearch.scenarios.base import TaskData
@@ -121,16 +119,9 @@ def pack_size(
             return 1
         return next((k for widest, k in CPU_PACKS if max(rows) <= widest), 1)
     weights = sum(p.numel() for p in backbone.parameters())
-    activations = batch_size * (math.prod(backbone.shape) + numbers(backbone))
+    activations = batch_size * (math.prod(backbone.shape) + backbone.numbers)
     budget = CUDA_BYTES if memory is None else min(CUDA_BYTES, memory // 2)
     return max(1, min(CUDA_PACK, budget // (4 * (6 * weights + 4 * activations))))
-
-
-def numbers(backbone: Backbone) -> int:
-    """How many numbers the unit layers compute for a sample, every place of a channel counted."""
-    tap = Tap()
-    backbone(torch.empty(1, *backbone.shape, device="meta"), tap)
-    return sum(tap.activations[u.name].numel() * u.rows for u in backbone.unit_layers)
 
 
 def packs(trials: int, size: int, share: float) -> list[range]:

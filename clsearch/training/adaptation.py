@@ -14,7 +14,7 @@ from clsearch.models.base import head_names
 from clsearch.scenarios.base import Task
 from clsearch.scenarios.unlabelled import check_pixels
 from clsearch.training.batch import DeviceData, Readout
-from clsearch.training.importance import BATCH, mean_moment
+from clsearch.training.importance import mean_moment
 
 
 def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainState:
@@ -52,7 +52,7 @@ def adapt(method: MAS, chain: ChainState, task: Task, images: Tensor) -> ChainSt
         gates,
         names,
         method.objective,
-        BATCH,
+        method.backbone.evaluation_batch,
     )
     added = {f"importance.{n}": chain.state[f"importance.{n}"] + v for n, v in found.items()}
     return replace(chain, state=chain.state | added)

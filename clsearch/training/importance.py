@@ -16,8 +16,8 @@ from clsearch.products import product
 from clsearch.training.batch import Batch, DeviceData, Readout, answer
 from clsearch.training.dense import fast_linear
 
-BATCH, PER_SAMPLE_BATCH = 1000, 16
-"""Samples at once, in closed form and one by one. The result does not depend on them."""
+PER_SAMPLE_BATCH = 16
+"""Samples differentiated one by one at once. The result does not depend on it."""
 
 
 def mean_moment(

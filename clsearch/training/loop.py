@@ -15,8 +15,6 @@ from clsearch.training.step import Objective
 from clsearch.training.tap import Noise
 from clsearch.training.update import PackOptimizer
 
-EVALUATION_BATCH = 1000
-
 DIVERGED = 10.0
 """A member has diverged whose mean cross-entropy over its last epoch is so many times a guess's."""
 
@@ -70,7 +68,8 @@ def train_pack(
     """
     device = data.train.inputs.device
     pack = _Pack(objective, hypers, config, device)
-    train, n = objective.with_targets(data.train, EVALUATION_BATCH), len(data.train)
+    train = objective.with_targets(data.train, objective.backbone.evaluation_batch)
+    n = len(train)
     for epoch in range(1, config.epochs + 1):
         order = torch.randperm(n, generator=generator(f"order-{epoch}")).to(device)
         pack.warm_up(epoch)
@@ -189,7 +188,8 @@ class _Pack:
     def validate(self, data: DeviceData, epoch: int) -> Iterator[Trained]:
         """Measures all members; yields and drops those that are done."""
         stack = self.stack | self.statistics
-        right = sum(self.hits(stack, batch) for batch in data.batches(EVALUATION_BATCH))
+        batches = data.batches(self.objective.backbone.evaluation_batch)
+        right = sum(self.hits(stack, batch) for batch in batches)
         done = []
         for k, count in enumerate(torch.as_tensor(right).tolist()):
             accuracy = count / len(data)
