@@ -149,9 +149,10 @@ def _stop(signum: int, frame: Any) -> NoReturn:
 
 
 def _stop_again(dropped: sys.UnraisableHookArgs) -> None:
-    """Sends the signal once more where Python dropped its exception: it came in a destructor."""
+    """Sends a signal once more where Python dropped its exception: it came in a destructor. Not
+    SIGINT, which is ignored in what a shell runs in the background."""
     if isinstance(dropped.exc_value, KeyboardInterrupt):
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
     else:
         sys.__unraisablehook__(dropped)
 

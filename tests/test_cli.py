@@ -535,6 +535,8 @@ class Dying:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
         time.sleep(1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 stop_on_signals()
 try:
     Dying()
