@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 import torch
 from helpers import Learner, tiny_config, tiny_tasks
+from pydantic import ValidationError
 from torch import Tensor
 
 from clsearch.errors import InputError
