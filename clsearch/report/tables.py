@@ -154,7 +154,7 @@ def _result_sheet(
     for method, chains in methods.items():
         learned = sorted({len(c.matrix) for c in chains})
         reached = "-".join(map(str, dict.fromkeys((learned[0], learned[-1]))))
-        layers = ", ".join(f"{name} {text}" for name, text in _free(chains).items())
+        layers = " ".join(f"{name} {text}" for name, text in _free(chains).items())
         rows.append(
             (
                 method,
@@ -166,9 +166,9 @@ def _result_sheet(
                 *([layers or "-"] if few else []),
             )
         )
-    about = ["ACC: mean test accuracy over the tasks learned."]
-    about += [
-        "Sparsity: neurons that can be pruned within the margin; for a method that prunes, those "
+    about = [
+        "ACC: mean test accuracy over the tasks learned. Forgetting in percentage points, sparsity "
+        "in percent: neurons that can be pruned within the margin; for a method that prunes, those "
         "no task so far needs, for the others, those the last task alone could spare."
     ]
     seeds = max(len(chains) for chains in methods.values())
@@ -177,15 +177,7 @@ def _result_sheet(
     if any(c.end for chains in methods.values() for c in chains):
         about.append(f"{_ENDED} A chain ended early: fewer tasks or seeds than the others.")
     about.append("KiB: what the method remembers beside the network.")
-    header = (
-        "method",
-        "tasks",
-        "ACC %",
-        "forgetting pp",
-        "sparsity %",
-        "KiB",
-        "free neurons",
-    )
+    header = ("method", "tasks", "ACC %", "forgetting", "sparsity", "KiB", "free neurons")
     note = " ".join([*about, _trials(records)]).strip()
     return Sheet("Result", header if few else header[:-1], tuple(rows), frozenset({0, 6}), note)
 
