@@ -332,6 +332,8 @@ def export_selected(
     try:
         chain = open_selected(out, method, task, seed)
     except InputError as error:
+        if error.field not in ("method", "task", "seed"):
+            raise
         raise InputError(f"--{error.field}", error.value, error.allowed, error.step) from None
     except DamagedError as error:
         again = f"Make it again: {_command('resume', out)}"
