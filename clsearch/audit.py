@@ -10,6 +10,10 @@ Points = list[tuple[str, float | None, int]]
 """Metrics: name, value (None and non-finite ones are dropped) and step."""
 
 
+FINE_TUNE = ("pruned", "recovered", "sparsity")
+"""Metrics of a round of fine-tuning; the round is their step."""
+
+
 def tags_of(
     kind: str,
     at_task: Mapping[str, Any] | None = None,
@@ -51,6 +55,12 @@ def selection_points(body: Mapping[str, Any]) -> Points:
     points: Points = [(name, chosen[name], 0) for name in names]
     points += free_points("free", chosen["layers"], chosen["free"], 0)
     points += free_points("free_stored", chosen["layers"], body["free"], 0)
+    points += [
+        (f"threshold.{layer}", theta, 0)
+        for layer, theta in zip(chosen["layers"], chosen["thresholds"], strict=False)
+    ]
+    for i, done in enumerate(chosen["rounds"], start=1):
+        points += [(f"fine_tune.{name}", done[name], i) for name in FINE_TUNE]
     points += [(f"test_accuracy.task_{j}", a, 0) for j, a in enumerate(body["test"], 1)]
     points += [("candidates", len(chosen["candidates"]), 0)]
     points += [("candidates_within_margin", within_margin(chosen), 0)]
@@ -79,8 +89,9 @@ def story(body: Mapping[str, Any]) -> str:
         lines.append(f"Nothing was chosen ({chosen['outcome']}): {chosen['reason']}")
     else:
         hyper = words(chosen["hyperparameters"], ", ") or "no hyperparameters"
+        won = next((c for c in chosen["candidates"] if c["chosen"]), chosen)
         lines += [
-            f"Chosen: trial `{chosen['trial_key']}` with {hyper}.",
+            f"Chosen: trial `{won['trial_key']}` with {hyper}.",
             f"Why: {chosen['reason']}",
         ]
     if chosen["floor"] is not None:
@@ -88,6 +99,13 @@ def story(body: Mapping[str, Any]) -> str:
             f"{within_margin(chosen)} of {len(chosen['candidates'])} candidates are within the "
             f"margin of {chosen['margin']:g} percentage points: best validation accuracy "
             f"{chosen['best']:.4f}, floor {chosen['floor']:.4f}."
+        )
+    for i, done in enumerate(chosen["rounds"], start=1):
+        gave = "failed" if done["recovered"] is None else f"gave {done['recovered']:.4f}"
+        became = "kept" if done["kept"] else "not kept"
+        lines.append(
+            f"Round {i} of fine-tuning after pruning: from validation accuracy {done['pruned']:.4f} "
+            f"at sparsity {done['sparsity']:.4f}, trial `{done['trial_key']}` {gave}: {became}."
         )
     if body["seeded_by"]:
         lines.append(f"It started from trial `{body['seeded_by']}` of the task before.")

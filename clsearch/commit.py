@@ -11,7 +11,7 @@ import torch
 from clsearch.config import Config
 from clsearch.errors import DamagedError
 from clsearch.held_out import HeldOut
-from clsearch.methods.base import ChainState, Context, Start, State
+from clsearch.methods.base import ChainState, Context, Start, State, Thresholds
 from clsearch.models.base import Backbone, Gates, Params, head_names
 from clsearch.records import Selection
 from clsearch.scenarios.base import Task, TaskData
@@ -71,9 +71,10 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     itself is damaged.
     """
     method = learned.system.method
-    threshold = selection.threshold if method.prunes else None
+    thresholds = selection.by_layer if method.prunes else None
     seen = {s: learned.images.digest(s, learned.tasks[-1]) for s in method.unlabelled}
-    key = commit_key(str(selection.trial_key), threshold, seen)
+    pruned_at = (selection.thresholds or selection.threshold) if method.prunes else None
+    key = commit_key(str(selection.trial_key), pruned_at, seen)
     try:
         known = read_commit(store, key)
     except DamagedError:
@@ -82,7 +83,7 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     if known is not None:
         return Commit(key, *known)
     trained = read_trained(store, str(selection.trial_key))
-    state = _consolidate(learned, selection.seed, trained, threshold)
+    state = _consolidate(learned, selection.seed, trained, thresholds)
     own = learned.tasks[-1:] if method.independent else learned.tasks
     current = learned.tasks[-1]
     meta = {
@@ -97,7 +98,7 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
 
 
 def _consolidate(
-    learned: Learned, seed: int, trained: TrainedModel, threshold: float | None
+    learned: Learned, seed: int, trained: TrainedModel, thresholds: Thresholds | None
 ) -> ChainState:
     """Runs the `consolidate` of the method and of the regularisers on a trial's parameters."""
     system, parent, images = learned.system, learned.parent, learned.images
@@ -120,19 +121,19 @@ def _consolidate(
         lambda source: images.unlabelled(source, context.task),
         accuracies,
     )
-    return consolidate(system, start, evidence, threshold, context, parent)
+    return consolidate(system, start, evidence, thresholds, context, parent)
 
 
 def consolidate(
     system: System,
     start: Start,
     evidence: TrainingEvidence,
-    threshold: float | None,
+    thresholds: Thresholds | None,
     context: Context,
     parent: ChainState | None,
 ) -> ChainState:
     """What a chain remembers of a task, its method's part and its regularisers'."""
-    state = system.method.consolidate(start, evidence.params, evidence, threshold, context)
+    state = system.method.consolidate(start, evidence.params, evidence, thresholds, context)
     before = parent.regularizer_state if parent else {}
     after = {
         f"{regularizer.name}.{name}": value

@@ -129,6 +129,35 @@ def axis_values(axis: Axis) -> list[float]:
     return list(dict.fromkeys(float(v) for v in values))
 
 
+Margin = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class FineTuneConfig(Strict):
+    """Fine-tuning of the selected trial after pruning (CLNP §2.2, §3.2): only what survives of the
+    task's own weights moves."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the training samples in a round.")
+    lr: float | None = Field(
+        None, gt=0, description="Learning rate; default that of the selected trial."
+    )
+    l1: float | None = Field(
+        None, ge=0, description="Strength of the L1 norm; default that of the selected trial."
+    )
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="Rounds of pruning and fine-tuning, at most. Each prunes as far as the margin"
+        " allows; they end where that frees no more neurons.",
+    )
+    sparsity: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of free neurons at which rounds end; default none.",
+    )
+
+
 class MethodConfig(Strict):
     """One method to compare."""
 
@@ -141,6 +170,14 @@ class MethodConfig(Strict):
         [], description="Regularisers added to its loss, each by name with its options."
     )
     grid: Grid = Field({}, description="Axes of this method's grid, over those of `search.grid`.")
+    margin: Margin | None = Field(
+        None, description="Its own margin; default that of `selection.margin`."
+    )
+    fine_tune: FineTuneConfig | None = Field(
+        None,
+        description="Fine-tune the selected trial after pruning, for a method that prunes; default"
+        " not.",
+    )
 
     @property
     def chain_name(self) -> str:
@@ -184,15 +221,17 @@ class SearchConfig(Strict):
 class SelectionConfig(Strict):
     """The CLNP selector: the sparsest model within the margin."""
 
-    margin: float = Field(
+    margin: Margin = Field(
         1.0,
-        ge=0,
-        le=100,
-        allow_inf_nan=False,
         description="Percentage points of validation accuracy that may be given up for capacity.",
     )
     thresholds: int = Field(
         50, ge=1, le=10_000, description="Activity thresholds scanned per trial, at most."
+    )
+    per_layer: bool = Field(
+        False,
+        description="Prune each unit layer at a threshold of its own: from the one found for the"
+        " network, layer by layer as far as the margin allows.",
     )
 
 
@@ -260,6 +299,10 @@ class Config(Strict):
             if seed in self.seeds[:i]:
                 raise InputError(f"seeds[{i}]", seed, "each seed once")
         return self
+
+    def margin_of(self, method: MethodConfig) -> float:
+        """The margin that a method is selected with, in percentage points."""
+        return self.selection.margin if method.margin is None else method.margin
 
     def identity(self) -> dict[str, str]:
         """Digests of what an output folder belongs to: name, scenario, model and training.

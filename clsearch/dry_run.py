@@ -71,12 +71,17 @@ def _method(
     cut = packs(len(grid), size, workers / chains)
     step = _step_seconds(config, search.shared_head, index, first, grid[: len(cut[0])])
     trials = seconds = count = 0.0
+    tune = system.config.fine_tune
     for task, samples in zip(search.tasks, _seen(system, sizes), strict=True):
         own = _trials(config, system, task)
         steps = math.ceil(samples / config.training.batch_size) * config.training.epochs
         trials += own
         count += len(packs(own, size, workers / chains))
         seconds += own * steps * step
+        if tune is not None:
+            trials += tune.rounds
+            count += tune.rounds
+            seconds += tune.rounds * steps / config.training.epochs * tune.epochs * step
     seeds = len(config.seeds)
     weights = sum(p.numel() for p in system.backbone.parameters())
     return Forecast(

@@ -89,6 +89,9 @@ class ConsoleProgress(Progress):
 
     def record(self, record: TrialRecord, known: bool) -> None:
         count = self.counts[record.chain]
+        if record.fine_tuned:  # it was not planned
+            count.total += 1
+            self.expected += 1
         count.done += 1
         self.finished += 1
         self.known += known
@@ -158,7 +161,12 @@ def _in_words(result: TaskResult) -> str:
     hypers = " ".join(f"{n}={v:g}" for n, v in selection.hyperparameters.items())
     tests = [a for a in result.test if a is not None]
     test = f", test {100 * sum(tests) / len(tests):.2f} % over {len(tests)} tasks" if tests else ""
+    tuned = "".join(
+        f", fine-tuned {100 * r.pruned:.2f} to {100 * r.recovered:.2f} %"
+        for r in selection.rounds
+        if r.kept and r.recovered is not None
+    )
     return (
         f"{hypers} · validation {100 * (selection.validation_accuracy or 0):.2f} %, "
-        f"sparsity {100 * (selection.sparsity or 0):.0f} %{test}"
+        f"sparsity {100 * (selection.sparsity or 0):.0f} %{tuned}{test}"
     )

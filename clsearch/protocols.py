@@ -89,8 +89,33 @@ class Job:
     hypers: tuple[Mapping[str, float], ...]
 
 
+@dataclass(frozen=True)
+class LayerScanJob(Job):
+    """Finished trials, `keys`, to be pruned layer by layer; trains nothing.
+
+    `starts` are the thresholds found for the whole network, one for each trial; `floor` is the
+    least validation accuracy (a fraction). What is found is stored under `pruning_key`.
+    """
+
+    starts: tuple[float, ...]
+    floor: float
+
+
+@dataclass(frozen=True)
+class FineTuneJob(Job):
+    """A finished trial, `trial`, to be pruned at `thresholds` (by unit layer) and fine-tuned.
+
+    The new trial is the only one of `keys`; `round` counts from 1.
+    """
+
+    trial: str
+    thresholds: Mapping[str, float]
+    epochs: int
+    round: int
+
+
 class Searcher(Protocol):
-    """Runs the packs of one task, in parallel, wherever that is."""
+    """Runs the jobs of one task, in parallel, wherever that is."""
 
     workers: int
     """Packs that can train at the same time."""

@@ -47,11 +47,31 @@ class ScanPoint:
 
 
 @dataclass(frozen=True)
+class LayerPruning:
+    """A trial pruned with a threshold of its own in each unit layer, found by scan.
+
+    `thresholds` and `free` by unit layer; `accuracy` is the fraction on validation data.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    free: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerPruning:
+        return cls(tuple(data["thresholds"]), data["accuracy"], tuple(data["free"]))
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """A finished trial. `validation_accuracy` and the scan are those of its final weights.
 
     `lost`: the machine failed, not the trial (its workers died, memory ran out). A later run
-    trains it again.
+    trains it again. `fine_tuned`: the key of the selected trial that this one goes on from, pruned;
+    empty for a trial of the grid.
     """
 
     trial_key: str
@@ -75,6 +95,7 @@ class TrialRecord:
     host: str = ""
     pack_size: int = 1
     lost: bool = False
+    fine_tuned: str = ""
 
     @property
     def chain(self) -> Chain:
@@ -100,7 +121,8 @@ class Candidate:
     """One trial as the selector saw it, and why it won or lost.
 
     `threshold` is the highest one that stays at or above the floor (None: nothing can be pruned),
-    `accuracy` the validation accuracy after pruning with it, `free` the free neurons by layer.
+    `thresholds` are those by unit layer where each has its own (else empty), `accuracy` is the
+    validation accuracy after pruning with them, `free` counts the free neurons by layer.
     """
 
     trial_key: str
@@ -114,13 +136,33 @@ class Candidate:
     drift: float
     chosen: bool
     why: str
+    thresholds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of fine-tuning a selected trial after pruning (CLNP §2.2, §3.2).
+
+    `trial_key` is the trial that came of it; `pruned` and `recovered` are the validation accuracies
+    (fractions) after pruning and after fine-tuning, `recovered` None where that failed; `sparsity`
+    is the share of free neurons. `kept`: the fine-tuned model took the pruned one's place.
+    """
+
+    trial_key: str
+    pruned: float
+    recovered: float | None
+    sparsity: float
+    kept: bool
 
 
 @dataclass(frozen=True)
 class Selection:
     """The selector's outcome for one chain at one task, with its reason and every candidate.
 
-    `best`, `floor` and `accuracy` are fractions, `margin` percentage points.
+    `best`, `floor` and `accuracy` are fractions, `margin` percentage points. `thresholds` are those
+    by unit layer where each has its own, else empty. Where the chosen candidate was fine-tuned
+    after pruning, `rounds` says how, and `trial_key`, `threshold`, `thresholds`, `accuracy`, `free`
+    and `sparsity` are those of the last model that was kept.
     """
 
     method: str
@@ -141,10 +183,20 @@ class Selection:
     free: tuple[int, ...] = ()
     sparsity: float | None = None
     candidates: tuple[Candidate, ...] = ()
+    thresholds: tuple[float, ...] = ()
+    rounds: tuple[Round, ...] = ()
 
     @property
     def chain(self) -> Chain:
         return Chain(self.method, self.seed)
+
+    @property
+    def by_layer(self) -> dict[str, float] | None:
+        """θ by unit layer; None where nothing is pruned."""
+        if self.threshold is None:
+            return None
+        thresholds = self.thresholds or (self.threshold,) * len(self.layers)
+        return dict(zip(self.layers, thresholds, strict=True))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -153,9 +205,11 @@ class Selection:
     def from_json(cls, data: Mapping[str, Any]) -> Selection:
         fields = dict(data)
         fields["candidates"] = tuple(
-            Candidate(**{**c, "free": tuple(c["free"])}) for c in fields["candidates"]
+            Candidate(**{**c, "free": tuple(c["free"]), "thresholds": tuple(c["thresholds"])})
+            for c in fields["candidates"]
         )
-        for name in ("layers", "units", "free"):
+        fields["rounds"] = tuple(Round(**r) for r in fields["rounds"])
+        for name in ("layers", "units", "free", "thresholds"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
 

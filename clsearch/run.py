@@ -268,14 +268,14 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
     """
     from clsearch.selection import select
 
-    run_config(out)
+    config = run_config(out)
     if not 0 <= margin <= 100:
         raise InputError("--margin", margin, "percentage points from 0 to 100")
     if to is not None:
         _check_target(to)
         if to.exists() and not force:
             raise InputError("--to", str(to), "a file that does not exist yet", "Or add --force.")
-    records, old = records_of(out), {}
+    records, old = [r for r in records_of(out) if not r.fine_tuned], {}
     for result in results_of(out):
         old[(result.selection.task, str(result.selection.chain))] = result.selection
     places = sorted({(r.task, str(r.chain)) for r in records})
@@ -287,8 +287,9 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
     changed = 0
     for place, new in zip(places, chosen, strict=True):
         before = old.get(place)
-        same = before is not None and before.trial_key == new.trial_key
-        changed += not same or (before is not None and before.threshold != new.threshold)
+        won = next((c for c in before.candidates if c.chosen), None) if before else None
+        same = won is not None and won.trial_key == new.trial_key
+        changed += not same or (won is not None and won.threshold != new.threshold)
         console.print(f"task {place[0]} {place[1]}: {_outcome(new)}", soft_wrap=True)
         if before is not None and not same:
             console.print(f"    was: {_outcome(before)}", soft_wrap=True)
@@ -297,6 +298,12 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
         "was trained; each task's trials still start from the run's own selection before it.",
         soft_wrap=True,
     )
+    if config.selection.per_layer or any(m.fine_tune for m in config.methods):
+        console.print(
+            "Each is pruned at one threshold for all layers, and not fine-tuned: the run goes on "
+            "from there, with the margin in its config.",
+            soft_wrap=True,
+        )
     if to is not None:
         atomic_write(to, json.dumps([s.to_json() for s in chosen], indent=1) + "\n")
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clsearch.errors import InputError
-from clsearch.records import Candidate, Chain, Selection, TrialRecord
+from clsearch.records import Candidate, Chain, LayerPruning, ScanPoint, Selection, TrialRecord
 
 SLACK = 1e-9
 """Accuracies are k/N, the floor is a difference of such: they are compared with this slack, far
@@ -24,16 +24,18 @@ def select(
     *,
     chain: Chain | None = None,
     task: int = 0,
+    by_layer: Mapping[str, LayerPruning] | None = None,
 ) -> Selection:
     """The sparsest model within `margin` percentage points of the best (CLNP §2.2).
 
     `records` are the trials of one chain at one task, in any order; `chain` and `task` name the
-    outcome where there is no record to tell them.
+    outcome where there is no record to tell them. `by_layer` are candidates, by trial key, pruned
+    further with a threshold for each layer.
 
     - best: the highest validation accuracy of a COMPLETE trial; floor = best - margin/100.
     - A candidate is a COMPLETE trial at or above the floor before pruning. It is pruned with the
       highest threshold of its scan that stays at or above the floor, whatever lower thresholds
-      do; with none, nothing is pruned.
+      do; with none, nothing is pruned. Its pruning by layer takes that one's place.
     - The candidate that leaves most neurons free wins; ties go to the smaller drift, then the
       higher validation accuracy, then the smaller trial key.
 
@@ -51,7 +53,11 @@ def select(
     if best is None:
         return _failed(records, margin, chain or Chain("", 0), task)
     floor = best - margin / 100
-    offers = [_Offer.of(r, floor) for r in records if _usable(r) and _reaches(_accuracy(r), floor)]
+    offers = [
+        _Offer.of(r, floor, (by_layer or {}).get(r.trial_key))
+        for r in records
+        if _usable(r) and reaches(_accuracy(r), floor)
+    ]
     winner = min(offers, key=_Offer.rank)
     by_key = {offer.record.trial_key: offer for offer in offers}
     candidates = [_candidate(r, by_key.get(r.trial_key), winner, floor) for r in records]
@@ -74,8 +80,9 @@ def select(
         layers=record.layers,
         units=record.units,
         free=winner.free,
-        sparsity=_sparsity(winner.free, record.units),
+        sparsity=sparsity(winner.free, record.units),
         candidates=tuple(replace(c, why=why) if c.chosen else c for c in candidates),
+        thresholds=winner.thresholds,
     )
 
 
@@ -87,15 +94,17 @@ class _Offer:
     threshold: float | None
     accuracy: float
     free: tuple[int, ...]
+    thresholds: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, record: TrialRecord, floor: float) -> _Offer:
+    def of(cls, record: TrialRecord, floor: float, by_layer: LayerPruning | None) -> _Offer:
         """Prunes with the highest threshold at or above the floor; with none, not at all."""
-        holding = [point for point in record.scan if _reaches(point.accuracy, floor)]
-        if not holding:
+        point = highest(record, floor)
+        if point is None:
             return cls(record, None, _accuracy(record), record.free)
-        point = max(holding, key=lambda p: p.threshold)
-        return cls(record, point.threshold, point.accuracy, point.free)
+        found = by_layer or point
+        thresholds = by_layer.thresholds if by_layer else ()
+        return cls(record, point.threshold, found.accuracy, found.free, thresholds)
 
     @property
     def capacity(self) -> int:
@@ -110,6 +119,12 @@ class _Offer:
     def rank(self) -> tuple[int, float, float, str]:
         """The smallest wins: capacity, then stability, then accuracy, then the key."""
         return (-self.capacity, self.drift, -_accuracy(self.record), self.record.trial_key)
+
+
+def highest(record: TrialRecord, floor: float) -> ScanPoint | None:
+    """The highest threshold of a trial's scan that stays at or above the floor, if one does."""
+    holding = [point for point in record.scan if reaches(point.accuracy, floor)]
+    return max(holding, key=lambda p: p.threshold, default=None)
 
 
 def _check(records: Sequence[TrialRecord]) -> None:
@@ -133,12 +148,12 @@ def _accuracy(record: TrialRecord) -> float:
     return math.nan if record.validation_accuracy is None else record.validation_accuracy
 
 
-def _reaches(accuracy: float, floor: float) -> bool:
-    """At or above the floor; never for NaN."""
+def reaches(accuracy: float, floor: float) -> bool:
+    """Whether an accuracy is at or above the floor; never for NaN."""
     return accuracy >= floor - SLACK
 
 
-def _sparsity(free: Sequence[int], units: Sequence[int]) -> float:
+def sparsity(free: Sequence[int], units: Sequence[int]) -> float:
     """Free neurons as a fraction of all, over all layers."""
     return sum(free) / sum(units) if sum(units) else 0.0
 
@@ -156,9 +171,10 @@ def _candidate(
         threshold=offer.threshold if offer else None,
         accuracy=offer.accuracy if offer else None,
         free=free,
-        sparsity=_sparsity(free, record.units),
+        sparsity=sparsity(free, record.units),
         drift=record.drift,
         chosen=offer is not None and offer is winner,
+        thresholds=offer.thresholds if offer else (),
         why=_why_lost(offer, winner) if offer and winner else _why_out(record, floor),
     )
 
@@ -190,6 +206,8 @@ def _why_lost(offer: _Offer, winner: _Offer) -> str:
 def _why_won(winner: _Offer, offers: Sequence[_Offer]) -> str:
     """Why the winner won, and by which rule where others leave as much free."""
     pruned = "unpruned" if winner.threshold is None else f"pruned at {winner.threshold:g}"
+    if winner.thresholds:
+        pruned = f"pruned layer by layer at {', '.join(f'{t:.3g}' for t in winner.thresholds)}"
     why = f"leaves {_neurons(winner.capacity)} {pruned}, validation accuracy {winner.accuracy:.4f}"
     tied = [o for o in offers if o is not winner and o.capacity == winner.capacity]
     if not tied:

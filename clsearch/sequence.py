@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clsearch.held_out import HeldOut
 from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
+from clsearch.refinement import Entry, Refinement
 from clsearch.report.tables import write_tables
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
@@ -142,7 +143,7 @@ class Search:
             try:
                 c.system.method.begin(c.state, self._context(c, data, task))
             except DepletedError as error:
-                margin = self.config.selection.margin
+                margin = self.config.margin_of(c.system.config)
                 self._end(
                     c,
                     Selection(
@@ -166,11 +167,7 @@ class Search:
             self.progress.record(record, known=True)
         self.found.reused += len(records)
         self.found.trained += self._train(task, chains, data, trials, records)
-        for c in chains:
-            if c.chain in trials:
-                own = [records[key] for key in trials[c.chain]]
-                self.found.records += own
-                self._select(c, task, data, own)
+        self._select([c for c in chains if c.chain in trials], task, data, trials, records)
 
     def _context(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> Context:
         parts = self._parts(c, data, task)
@@ -236,24 +233,19 @@ class Search:
                 self.config.training.batch_size,
                 self.searcher.memory,
             )
-            parts = tuple(p.task.number for p in self._parts(c, data, task))
+            base = self._job(c, data, task)
             for pack in packs(len(missing), size, self.searcher.workers / len(trials)):
                 keys = tuple(missing[i] for i in pack)
-                jobs.append(
-                    Job(
-                        c.chain,
-                        c.index,
-                        task.number,
-                        c.commit_key,
-                        parts,
-                        self.shared_head,
-                        keys,
-                        tuple(hypers[key] for key in keys),
-                    )
-                )
+                jobs.append(replace(base, keys=keys, hypers=tuple(hypers[key] for key in keys)))
         # So that no worker is left with a long one at the end.
         jobs.sort(key=lambda job: len(job.parts) * len(job.keys), reverse=True)
         return jobs
+
+    def _job(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> Job:
+        """A job of a chain at a task, without trials."""
+        parts = tuple(p.task.number for p in self._parts(c, data, task))
+        place = (c.chain, c.index, task.number, c.commit_key, parts, self.shared_head)
+        return Job(*place, keys=(), hypers=())
 
     def _train(
         self,
@@ -268,13 +260,7 @@ class Search:
         if not jobs:
             return 0
         reported: set[str] = set()
-
-        def on_record(record: TrialRecord) -> None:
-            if record.trial_key not in reported:
-                reported.add(record.trial_key)
-                self.tracker.trial(record)
-                self.progress.record(record, known=False)
-
+        on_record = self._reporter(reported)
         lost = self.searcher.run(self.config, jobs, data, self.store, on_record)
         for job in jobs:
             for key, hyper in zip(job.keys, job.hypers, strict=True):
@@ -300,18 +286,57 @@ class Search:
                 on_record(record)
         return len(reported)
 
+    def _reporter(self, reported: set[str]) -> Callable[[TrialRecord], None]:
+        """Tells tracker and screen of each trial once, and adds it to `reported`."""
+
+        def on_record(record: TrialRecord) -> None:
+            if record.trial_key not in reported:
+                reported.add(record.trial_key)
+                self.tracker.trial(record)
+                self.progress.record(record, known=False)
+
+        return on_record
+
     def _select(
         self,
-        c: _Chain,
+        chains: Sequence[_Chain],
         task: Task,
         data: Mapping[int, TaskData],
-        records: Sequence[TrialRecord],
+        trials: Mapping[Chain, Mapping[str, Any]],
+        records: Mapping[str, TrialRecord],
     ) -> None:
-        """Selects, commits and evaluates one chain at one task."""
-        selection = select(records, self.config.selection.margin)
-        if selection.outcome != "selected":
-            self._end(c, selection)
-            return
+        """Selects at one task, refines what is selected, commits and evaluates it."""
+        entries = []
+        for c in chains:
+            own = [records[key] for key in trials[c.chain]]
+            self.found.records += own
+            selection = select(own, self.config.margin_of(c.system.config))
+            entries.append(Entry(c.system, self._job(c, data, task), own, selection))
+        reported: set[str] = set()
+        on_record = self._reporter(reported)
+
+        def run(jobs: Sequence[Job]) -> Mapping[str, str]:
+            return self.searcher.run(self.config, jobs, data, self.store, on_record)
+
+        refine = Refinement(self.config, self.store, run, self.searcher.workers)
+        refine([e for e in entries if e.selection.outcome == "selected"])
+        self.found.trained += len(reported)
+        for c, entry in zip(chains, entries, strict=True):
+            for record in entry.tuned:
+                self.found.records.append(record)
+                if record.trial_key not in reported:
+                    self.found.reused += 1
+                    self.tracker.trial(record)
+                    self.progress.record(record, known=True)
+            if entry.selection.outcome == "selected":
+                self._commit(c, task, data, entry.selection)
+            else:
+                self._end(c, entry.selection)
+
+    def _commit(
+        self, c: _Chain, task: Task, data: Mapping[int, TaskData], selection: Selection
+    ) -> None:
+        """Commits and evaluates the selection of one chain at one task."""
         seeded_by = c.history[-1].selection.trial_key if c.commit_key else None
         learned = Learned(
             self.config,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clsearch.errors import DamagedError, StoreError
 from clsearch.methods.base import ChainState
-from clsearch.records import TrialRecord
+from clsearch.records import LayerPruning, TrialRecord
 
 MANIFEST = "manifest.json"
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -207,6 +207,22 @@ def read_trained(store: Store, key: str) -> TrainedModel:
     if files is None or "model.safetensors" not in files:
         raise DamagedError(f"trial {key} has no stored parameters in {store.root}")
     return TrainedModel(**load_parts(files["model.safetensors"], TRIAL_PARTS))
+
+
+def write_pruning(store: Store, key: str, pruning: LayerPruning) -> None:
+    """Stores how far the margin allows a trial to be pruned layer by layer."""
+    store.write("prunings", key, {"pruning.json": _json(pruning.to_json())})
+
+
+def read_pruning(store: Store, key: str) -> LayerPruning | None:
+    """A trial's pruning by layer; None if it has not been looked for. Raises `DamagedError`."""
+    files = store.read("prunings", key)
+    if files is None:
+        return None
+    try:
+        return LayerPruning.from_json(json.loads(files["pruning.json"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"the pruning {key} cannot be read: {error}") from error
 
 
 def write_commit(store: Store, key: str, state: ChainState, meta: Mapping[str, Any]) -> None:

@@ -144,6 +144,9 @@ def check(
                 "a method for " + scenario.incremental,
                 f"{system.config.name} takes {', '.join(system.method.scenarios)} scenarios.",
             )
+        if system.config.fine_tune and not system.method.prunes:
+            allowed = "a method that prunes, where there is fine-tuning after pruning"
+            raise InputError(f"methods[{i}].fine_tune", system.config.name, allowed)
         _check_grid(system.config.grid, system.space, f"methods[{i}].grid")
         options = f"methods[{i}].options"
         try:

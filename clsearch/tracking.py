@@ -229,6 +229,7 @@ class Delivery:
             "clsearch.host": body["host"] or "unknown",
             "clsearch.pack_size": str(body["pack_size"]),
             "clsearch.reason": body["reason"] or "none",
+            "clsearch.fine_tuned": body["fine_tuned"] or "none",
         }
         name = f"trial {key[:4]}… {words(hyper, ' ')}".rstrip()
         run = self._run(search, _key(search, body, key), name, task, tags, began=began)

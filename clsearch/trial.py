@@ -14,7 +14,7 @@ from clsearch.config import Config
 from clsearch.errors import StoreError
 from clsearch.methods.base import ChainState, Context, Start
 from clsearch.models.base import Params
-from clsearch.protocols import Job
+from clsearch.protocols import FineTuneJob, Job
 from clsearch.pruning.activity import mean_activity
 from clsearch.pruning.scan import threshold_scan
 from clsearch.records import TrialRecord
@@ -114,7 +114,7 @@ def run_pack(
         hypers=tuple(job.hypers[i] for i in left),
     )
     try:
-        yield from _members(Bench.set_up(config, rest, parts, parent, device), rest, store)
+        yield from train_members(Bench.set_up(config, rest, parts, parent, device), rest, store)
     except StoreError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's result
@@ -126,7 +126,7 @@ def run_pack(
             yield from run_pack(config, alone, parts, parent, store, device)
 
 
-def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
+def train_members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
     """Trains a pack and writes each member's record as it ends."""
     system = bench.system
     objective = Objective(
@@ -157,6 +157,7 @@ def _blank(job: Job, member: int) -> TrialRecord:
         status="FAILED",
         host=platform.node(),
         pack_size=len(job.keys),
+        fine_tuned=job.trial if isinstance(job, FineTuneJob) else "",
     )
 
 

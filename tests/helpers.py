@@ -21,8 +21,9 @@ from clsearch.config import Config, parse_config
 from clsearch.data._idx import IdxSource
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import RawData, Samples, Source
-from clsearch.methods.base import ChainState, Context, Start
-from clsearch.models.base import Params
+from clsearch.jobs import run_job
+from clsearch.methods.base import ChainState, Context, Evidence, Start
+from clsearch.models.base import Backbone, Params
 from clsearch.plugins import discover
 from clsearch.protocols import Committed, Job, SearchInfo
 from clsearch.pruning.activity import mean_activity
@@ -35,10 +36,15 @@ from clsearch.training.batch import PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import Trained, train_pack
 from clsearch.training.step import Objective
-from clsearch.trial import context_of, run_pack
+from clsearch.trial import context_of
 
 SOURCES = discover("clsearch.data", Source)
 _LOAD = {name: kind.load for name, kind in SOURCES.items()}  # as they are before a test patches
+
+
+def same_theta(backbone: Backbone, threshold: float) -> dict[str, float]:
+    """One threshold for all unit layers."""
+    return {unit.name: threshold for unit in backbone.unit_layers}
 
 
 def shared_data() -> Path:
@@ -211,7 +217,16 @@ class Learner:
         assert trained.params is not None, trained.reason
         params = {**start.params, **trained.params}
         evidence = self.evidence(start, params, number, trained.running)
-        return consolidate(self.system, start, evidence, threshold, self.context(number), parent)
+        thresholds = None if threshold is None else same_theta(self.system.backbone, threshold)
+        return consolidate(self.system, start, evidence, thresholds, self.context(number), parent)
+
+    def consolidate(
+        self, start: Start, params: Params, evidence: Evidence, threshold: float, number: int
+    ) -> ChainState:
+        """The method's part alone, pruned at one threshold."""
+        thresholds = same_theta(self.system.backbone, threshold)
+        context = self.context(number)
+        return self.method.consolidate(start, params, evidence, thresholds, context)
 
     def logits(self, state: ChainState, number: int) -> Tensor:
         """The answers of a chain to a task's validation samples, `[N, classes]`."""
@@ -259,7 +274,7 @@ class SerialSearcher:
                 assert commit is not None
                 parent, _ = commit
             parts = [data[number] for number in job.parts]
-            for record in run_pack(config, job, parts, parent, store, torch.device("cpu")):
+            for record in run_job(config, job, parts, parent, store, torch.device("cpu")):
                 self.keys.append(record.trial_key)
                 if self.stop_after is not None and len(self.keys) >= self.stop_after:
                     raise KeyboardInterrupt

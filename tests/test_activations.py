@@ -357,7 +357,7 @@ def test_clnp_zero_forgetting_is_exact(
         activity, free = evidence.activity(), chain.method.prunable(start.state)
         own = torch.cat([activity[n][free[n]] for n in free])
         theta = float(own.quantile(q)) if len(own) else 0.0
-        state = chain.method.consolidate(start, params, evidence, theta, chain.context(number))
+        state = chain.consolidate(start, params, evidence, theta, number)
         for unit in chain.system.backbone.unit_layers:
             active = state.state[f"active.{unit.name}"].view(-1, unit.group)
             assert torch.equal(active.any(1), active.all(1)), "a group was split"
@@ -386,7 +386,7 @@ def test_a_chain_keeps_learning_in_what_is_free(activation: str, shared: bool) -
         evidence = chain.evidence(start, params, number)
         last = evidence.activity()["fc2"][chain.method.prunable(start.state)["fc2"]]
         theta = float(last.quantile(0.5))
-        state = chain.method.consolidate(start, params, evidence, theta, chain.context(number))
+        state = chain.consolidate(start, params, evidence, theta, number)
         assert 0 < chain.method.capacity(state.state)["fc2"] < 16
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from helpers import tiny_config
+from helpers import same_theta, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -130,7 +130,8 @@ class Chain:
             self.backbone, start, params, data, part.task, 7, ranks, {},
             lambda source: data.train.inputs, lambda params, state: [],
         )  # fmt: skip
-        return self.method.consolidate(start, params, evidence, 1 - keep, context)
+        thresholds = same_theta(self.backbone, 1 - keep)
+        return self.method.consolidate(start, params, evidence, thresholds, context)
 
     def logits(self, state: ChainState, number: int) -> Tensor:
         """The answers to a task's stored inputs."""

@@ -437,7 +437,7 @@ def test_clnp_moves_free_channels_and_nothing_else(model: dict[str, Any], shared
     first = chain.begin(None, 1)
     params = {**first.params, **(chain.train(first, 1, [hyper])[0].params or {})}
     evidence = ranked(chain.evidence(first, params, 1))
-    state = chain.method.consolidate(first, params, evidence, 0.5, chain.context(1))
+    state = chain.consolidate(first, params, evidence, 0.5, 1)
     start = chain.begin(state, 2)
     trained = {**start.params, **(chain.train(start, 2, [hyper])[0].params or {})}
     for unit in chain.system.backbone.unit_layers:
@@ -463,7 +463,7 @@ def test_clnp_zero_forgetting_is_exact(model: dict[str, Any], shared: bool) -> N
         start = chain.begin(state, number)
         params = {**start.params, **(chain.train(start, number, hypers)[-1].params or {})}
         evidence = ranked(chain.evidence(start, params, number))
-        state = chain.method.consolidate(start, params, evidence, 0.75, chain.context(number))
+        state = chain.consolidate(start, params, evidence, 0.75, number)
         for earlier, logits in remembered.items():
             assert torch.equal(chain.logits(state, earlier), logits), f"task {earlier} forgotten"
         remembered[number] = chain.logits(state, number)

@@ -151,13 +151,13 @@ def test_hooks_change_none_of_their_inputs(name: str, shared: bool) -> None:
     assert unchanged(kept, list(stack.values()))
     chain.method.drift(params, start.state)
     chain.method.prunable(start.state)
-    state = chain.method.consolidate(start, params, given, 0.05, chain.context(2))
+    state = chain.consolidate(start, params, given, 0.05, 2)
     first = [[t.clone() for t in part.values()] for part in given.seen]
     after = [t.clone() for t in tensors(state)]
     chain.method.gates(state.state, chain.tasks[1].task)
     chain.method.capacity(state.state)
     assert unchanged(before, tensors(*inputs))
-    again = chain.method.consolidate(start, params, given, 0.05, chain.context(2))
+    again = chain.consolidate(start, params, given, 0.05, 2)
     assert unchanged(after, tensors(again))
     assert all(
         unchanged(old, list(new.values())) for old, new in zip(first, given.seen, strict=False)
@@ -320,7 +320,7 @@ def test_learns_its_tasks(name: str, shared: bool) -> None:
         assert trained.accuracy > 0.8
         params = {**start.params, **trained.params}
         evidence = chain.evidence(start, params, number, trained.running)
-        state = chain.method.consolidate(start, params, evidence, 0.1, chain.context(number))
+        state = chain.consolidate(start, params, evidence, 0.1, number)
         merged = not METHODS[name].prunes and not same(state.params, params)
         assert chain.accuracy(state, number) > (0.5 if merged else 0.8)
 
@@ -587,7 +587,7 @@ def test_clnp_zero_forgetting_is_exact(
         activity, free = evidence.activity(), chain.method.prunable(start.state)
         own = torch.cat([activity[n][free[n]].double() for n in free])
         theta = float(own.quantile(q)) if len(own) else 0.0
-        state = chain.method.consolidate(start, params, evidence, theta, chain.context(number))
+        state = chain.consolidate(start, params, evidence, theta, number)
         for earlier, logits in remembered.items():
             assert torch.equal(chain.logits(state, earlier), logits), f"task {earlier} forgotten"
         remembered[number] = chain.logits(state, number)

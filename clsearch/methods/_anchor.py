@@ -18,6 +18,7 @@ from clsearch.methods.base import (
     MethodOptions,
     Start,
     State,
+    Thresholds,
 )
 from clsearch.models.base import Params
 from clsearch.regularizers.base import Hypers
@@ -80,7 +81,7 @@ class QuadraticAnchor(Method):
         start: Start,
         params: Params,
         evidence: Evidence,
-        threshold: float | None,
+        thresholds: Thresholds | None,
         context: Context,
     ) -> ChainState:
         """Adds this task's importance to Ω and moves the anchor to the new weights."""

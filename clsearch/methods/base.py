@@ -30,6 +30,9 @@ from clsearch.space import Hyper
 
 State = dict[str, Tensor]
 
+Thresholds = Mapping[str, float]
+"""By unit layer, the activity threshold θ: a neuron is active iff its activity is above it."""
+
 
 @dataclass(frozen=True)
 class ChainState:
@@ -149,10 +152,10 @@ class Method(ABC):
 
     `space` declares hyperparameters beyond `lr`; `regularizers` names those that belong to the
     method. `analytic` says that `add_gradient` is written; otherwise autograd differentiates
-    `penalty`. `prunes`: the selected model is pruned at the selected threshold.
-    `independent`: every task has a model of its own, and no parent. `uses_all_tasks`: trains on
-    the data of all tasks so far, a reference and not a continual learner. `version` is part of
-    every trial's key: raise it when the method's arithmetic changes.
+    `penalty`. `prunes`: the selected model is pruned at the selected thresholds, and
+    `pruned` is written. `independent`: every task has a model of its own, and no parent.
+    `uses_all_tasks`: trains on the data of all tasks so far, a reference and not a continual
+    learner. `version` is part of every trial's key: raise it when the method's arithmetic changes.
     """
 
     name: ClassVar[str]
@@ -262,14 +265,30 @@ class Method(ABC):
         start: Start,
         params: Params,
         evidence: Evidence,
-        threshold: float | None,
+        thresholds: Thresholds | None,
         context: Context,
     ) -> ChainState:
         """The selected trial's parameters to what the chain remembers of the task.
 
-        `threshold` is the selected activity threshold θ; only a method that prunes heeds it.
+        `thresholds` are the selected ones, None where nothing is pruned; only a method that prunes
+        heeds them.
         """
         return ChainState(params, start.state)
+
+    def pruned(
+        self,
+        start: Start,
+        params: Params,
+        activity: Mapping[str, Tensor],
+        thresholds: Thresholds,
+        context: Context,
+    ) -> Start:
+        """Where fine-tuning a selected trial starts from, once it is pruned; for a method that
+        prunes.
+
+        `params` are the trial's, trained from `start`; `activity` `[units]` by unit layer.
+        """
+        raise TypeError(f"{self.name} does not prune")
 
     def gates(self, state: State, task: Task) -> Gates | None:
         """The gates to answer `task` with, after consolidation; None if it cannot answer."""

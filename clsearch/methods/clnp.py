@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from clsearch.errors import DepletedError
-from clsearch.methods.base import ChainState, Context, Evidence, Method, Start, State
+from clsearch.methods.base import (
+    ChainState,
+    Context,
+    Evidence,
+    Method,
+    Start,
+    State,
+    Thresholds,
+)
 from clsearch.models.base import Gates, Params, head_names
 from clsearch.models.partition import free_rows, without_interference
 from clsearch.scenarios.base import Task
@@ -72,28 +82,64 @@ class CLNP(Method):
         start: Start,
         params: Params,
         evidence: Evidence,
-        threshold: float | None,
+        thresholds: Thresholds | None,
         context: Context,
     ) -> ChainState:
         """Prunes at θ, extends the active set and zeroes the new W_int (CLNP alg. 1)."""
-        activity = evidence.activity()
-        state = dict(start.state)
-        active = {}
-        for layer, free in self.prunable(start.state).items():
-            grown = (
-                free if threshold is None else free & (activity[layer].to(free.device) > threshold)
-            )
-            active[layer] = ~free | grown
-            state[f"active.{layer}"] = active[layer]
-        last = self.backbone.unit_layers[-1]
-        params = without_interference(params, self.backbone, active)
+        taken = self._taken(start.state, evidence.activity(), thresholds)
+        active = self._active(start.state, taken)
+        state = start.state | {f"active.{layer}": kept for layer, kept in active.items()}
         if context.shared_head:
-            state[f"gate.{context.task.number}"] = grown
-        else:
-            weight, _ = head_names(context.task.head)
+            state[f"gate.{context.task.number}"] = taken[self.backbone.unit_layers[-1].name]
+        return ChainState(self._cut(params, active, context), state)
+
+    def pruned(
+        self,
+        start: Start,
+        params: Params,
+        activity: Mapping[str, Tensor],
+        thresholds: Thresholds,
+        context: Context,
+    ) -> Start:
+        """Only the weights of this task that survive may move (CLNP §2.2, §3.2): those into the
+        neurons it has taken, and its head's from active neurons. What is pruned is silenced."""
+        taken = self._taken(start.state, activity, thresholds)
+        active = self._active(start.state, taken)
+        last = self.backbone.unit_layers[-1]
+        masks = free_rows(params, self.backbone, taken)
+        statistics = {n: masks.pop(n) for n in self.backbone.statistics if n in masks}
+        weight, bias = head_names(context.task.head)
+        masks[weight] = start.trainable[weight] & last.by_input(active[last.name]).view(1, -1)
+        if bias in start.trainable:
+            masks[bias] = start.trainable[bias]
+        gates = active | ({last.name: taken[last.name]} if context.shared_head else {})
+        params = self._cut(params, active, context)
+        return replace(start, params=params, trainable=masks, gates=gates, statistics=statistics)
+
+    def _taken(
+        self, state: State, activity: Mapping[str, Tensor], thresholds: Thresholds | None
+    ) -> dict[str, Tensor]:
+        """The free neurons that the task keeps: those above θ, or all where nothing is pruned."""
+        free = self.prunable(state)
+        if thresholds is None:
+            return free
+        return {
+            layer: mask & (activity[layer].to(mask.device) > thresholds[layer])
+            for layer, mask in free.items()
+        }
+
+    def _active(self, state: State, taken: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The neurons that a task needs so far, this one's included."""
+        return {layer: ~free | taken[layer] for layer, free in self.prunable(state).items()}
+
+    def _cut(self, params: Params, active: Mapping[str, Tensor], context: Context) -> Params:
+        """The parameters with W_int at zero, and the task's own head reading active neurons."""
+        params = without_interference(params, self.backbone, active)
+        if not context.shared_head:
+            last, (weight, _) = self.backbone.unit_layers[-1], head_names(context.task.head)
             zero = params[weight].new_zeros(())
             params[weight] = torch.where(last.by_input(active[last.name]), params[weight], zero)
-        return ChainState(params, state)
+        return params
 
     def gates(self, state: State, task: Task) -> Gates | None:
         """With a shared head: the task's own part of the last hidden layer."""

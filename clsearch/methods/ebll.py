@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, mse_loss, pad
 
 from clsearch.errors import InputError
-from clsearch.methods.base import ChainState, Context, Evidence, MethodOptions, Start
+from clsearch.methods.base import ChainState, Context, Evidence, MethodOptions, Start, Thresholds
 from clsearch.methods.lwf import LwF, LwFOptions
 from clsearch.models.base import Params, head_names
 from clsearch.products import REGISTER
@@ -81,11 +81,11 @@ class EBLL(LwF):
         start: Start,
         params: Params,
         evidence: Evidence,
-        threshold: float | None,
+        thresholds: Thresholds | None,
         context: Context,
     ) -> ChainState:
         """Trains the task's autoencoder and keeps its encoder."""
-        chain = super().consolidate(start, params, evidence, threshold, context)
+        chain = super().consolidate(start, params, evidence, thresholds, context)
         state = dict(chain.state)
         for name, new in self._encoder(params, evidence, context).items():
             state[name] = torch.cat([state.get(name, new[:0]), new])

@@ -19,6 +19,7 @@ from clsearch.methods.base import (
     MethodOptions,
     Start,
     State,
+    Thresholds,
 )
 from clsearch.methods.ewc import FISHER
 from clsearch.methods.l2 import L2
@@ -96,11 +97,11 @@ class IMM(L2):
         start: Start,
         params: Params,
         evidence: Evidence,
-        threshold: float | None,
+        thresholds: Thresholds | None,
         context: Context,
     ) -> ChainState:
         """Merges the new weights into the running moments."""
-        state = dict(super().consolidate(start, params, evidence, threshold, context).state)
+        state = dict(super().consolidate(start, params, evidence, thresholds, context).state)
         importance = None
         if self.options.merge == "mode":
             importance = evidence.importance(IMPORTANCE[self.options.importance])

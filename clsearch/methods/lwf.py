@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.nn.functional import linear, log_softmax, softmax
 
 from clsearch.errors import InputError
-from clsearch.methods.base import ChainState, Context, Evidence, Method, MethodOptions, Start
+from clsearch.methods.base import (
+    ChainState,
+    Context,
+    Evidence,
+    Method,
+    MethodOptions,
+    Start,
+    Thresholds,
+)
 from clsearch.models.base import Params, head_names
 from clsearch.regularizers.base import Hypers
 from clsearch.scenarios.base import Task
@@ -100,7 +108,7 @@ class LwF(Method):
         start: Start,
         params: Params,
         evidence: Evidence,
-        threshold: float | None,
+        thresholds: Thresholds | None,
         context: Context,
     ) -> ChainState:
         heads = dict.fromkeys([*self._heads(start), context.task.head])

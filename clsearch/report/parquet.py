@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.files import atomic_write
-from clsearch.records import Candidate, TaskResult, TrialRecord
+from clsearch.records import Candidate, Selection, TaskResult, TrialRecord
 
 
 def write_tables(
@@ -20,18 +20,22 @@ def write_tables(
     """Writes `trials.parquet` and `scan.parquet`.
 
     `layers` names the unit layers in order; by default the records do. A trial's sparsity,
-    threshold, accuracy and free neurons after pruning are the selector's.
+    threshold, accuracy and free neurons after pruning are the selector's; a fine-tuned trial has
+    them where it is the selected one.
     """
     ordered = sorted(records, key=lambda r: (r.task, r.method, r.seed, r.trial_key))
     layers = layers or next((r.layers for r in ordered if r.layers), ())
-    seen: dict[tuple[str, int, int, str], Candidate] = {}
+    seen: dict[tuple[str, int, int, str], Candidate | Selection] = {}
     for selection in (r.selection for r in results):
-        for candidate in selection.candidates:
-            place = (selection.method, selection.seed, selection.task, candidate.trial_key)
-            seen[place] = candidate
+        place = (selection.method, selection.seed, selection.task)
+        seen |= {(*place, c.trial_key): c for c in selection.candidates}
+        if selection.rounds and selection.trial_key:
+            seen.setdefault((*place, selection.trial_key), selection)
+    chosen = {r.selection.trial_key for r in results}
     names = sorted({name for r in ordered for name in r.hyperparameters})
     trials = [
         _trial_row(r, seen.get((r.method, r.seed, r.task, r.trial_key)), names, layers)
+        | {"selected": r.trial_key in chosen}
         for r in ordered
     ]
     points = [_scan_row(r, i, layers) for r in ordered for i in range(len(r.scan))]
@@ -41,38 +45,45 @@ def write_tables(
 
 _PLACE = {"method": "string", "seed": "int64", "task": "int64", "trial_key": "string"}
 _SCAN_COLUMNS = _PLACE | {"threshold": "double", "accuracy": "double", "free": "int64"}
-_SCAN_COLUMNS["free_by_layer"] = ""
+_SCAN_COLUMNS["free_by_layer"] = "counts"
+_BY_LAYER = {"counts": "int64", "thresholds": "double"}
 
 
 def _trial_columns(names: Sequence[str]) -> dict[str, str]:
-    """Columns of `trials.parquet` and their types; "" is the struct of a count by layer."""
+    """Columns of `trials.parquet` and their types; those in `_BY_LAYER` are structs by layer."""
     return {
         **_PLACE,
         **dict.fromkeys(("status", "reason", "hyperparameters"), "string"),
         **{f"hp_{name}": "double" for name in names},
         **dict.fromkeys(("validation_accuracy", "sparsity", "threshold"), "double"),
-        **{"pruned_accuracy": "double", "free_by_layer": "", "drift": "double"},
+        **{"pruned_accuracy": "double", "free_by_layer": "counts", "drift": "double"},
         **{"selected": "bool", "why": "string", "epochs": "int64"},
         **{"duration": "double", "started": "double"},
         **{"device": "string", "host": "string", "pack_size": "int64"},
+        **{"fine_tuned": "string", "thresholds_by_layer": "thresholds"},
     }
 
 
 def _trial_row(
-    record: TrialRecord, candidate: Candidate | None, names: Sequence[str], layers: Sequence[str]
+    record: TrialRecord,
+    candidate: Candidate | Selection | None,
+    names: Sequence[str],
+    layers: Sequence[str],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(record, name, None) for name in _trial_columns(())}
     row |= {f"hp_{name}": record.hyperparameters.get(name) for name in names}
     row["hyperparameters"] = json.dumps(record.hyperparameters, sort_keys=True)
-    row["selected"] = candidate is not None and candidate.chosen
+    row["fine_tuned"] = record.fine_tuned or None
     if candidate is not None:
         counted = bool(candidate.free)
+        thresholds = candidate.thresholds
         row |= {
             "sparsity": candidate.sparsity if counted else None,
             "threshold": candidate.threshold,
             "pruned_accuracy": candidate.accuracy,
             "free_by_layer": _by_layer(layers, candidate.free) if counted else None,
-            "why": candidate.why,
+            "thresholds_by_layer": _by_layer(layers, thresholds) if thresholds else None,
+            "why": candidate.why if isinstance(candidate, Candidate) else candidate.reason,
         }
     return row
 
@@ -84,8 +95,8 @@ def _scan_row(record: TrialRecord, i: int, layers: Sequence[str]) -> dict[str, A
     return {**row, "free_by_layer": _by_layer(layers, point.free)}
 
 
-def _by_layer(layers: Sequence[str], free: Sequence[int]) -> dict[str, int]:
-    return dict(zip(layers, free, strict=True))
+def _by_layer(layers: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return dict(zip(layers, values, strict=True))
 
 
 def _write_parquet(
@@ -94,10 +105,13 @@ def _write_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    counts = pa.struct([(layer, pa.int64()) for layer in layers]) if layers else pa.null()
-    schema = pa.schema(
-        (name, pa.type_for_alias(kind) if kind else counts) for name, kind in columns.items()
-    )
+    def type_of(kind: str) -> Any:
+        if kind not in _BY_LAYER:
+            return pa.type_for_alias(kind)
+        value = pa.type_for_alias(_BY_LAYER[kind])
+        return pa.struct([(layer, value) for layer in layers]) if layers else pa.null()
+
+    schema = pa.schema((name, type_of(kind)) for name, kind in columns.items())
     arrays = [pa.array([row[f.name] for row in rows], type=f.type) for f in schema]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")

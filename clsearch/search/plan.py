@@ -80,14 +80,41 @@ def _model(backbone: Backbone) -> dict[str, Any]:
 
 
 def commit_key(
-    trial: str, threshold: float | None, unlabelled: Mapping[str, str] | None = None
+    trial: str,
+    threshold: float | Sequence[float] | None,
+    unlabelled: Mapping[str, str] | None = None,
 ) -> str:
-    """The content key of a chain's state after a task: a trial, pruned at θ (None: not pruned).
+    """The content key of a chain's state after a task: a trial, pruned at θ (by unit layer, or one
+    for all; None: not pruned).
 
     `unlabelled` are the digests of the images, by source, that the method looked at beside.
     """
     content = {"schema": SCHEMA, "trial": trial, "threshold": threshold}
     return digest(content | ({"unlabelled": dict(unlabelled)} if unlabelled else {}))
+
+
+def pruning_key(trial: str, start: float, floor: float) -> str:
+    """The content key of a trial's pruning by layer, from θ = `start` down to an accuracy."""
+    return digest({"schema": SCHEMA, "trial": trial, "start": start, "floor": floor})
+
+
+def fine_tune_key(
+    trial: str,
+    thresholds: Mapping[str, float],
+    hyperparameters: Hyperparameters,
+    epochs: int,
+    number: int,
+) -> str:
+    """The content key of the trial that round `number` of fine-tuning makes of a pruned one."""
+    content = {
+        "schema": SCHEMA,
+        "fine_tuned": trial,
+        "thresholds": dict(thresholds),
+        "hyperparameters": dict(hyperparameters),
+        "epochs": epochs,
+        "round": number,
+    }
+    return digest(content)
 
 
 CPU_PACKS = ((300, 16), (400, 8))

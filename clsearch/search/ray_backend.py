@@ -27,7 +27,7 @@ from clsearch.config import Config, ResourcesConfig
 from clsearch.data.base import Samples
 from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
-from clsearch.protocols import Job
+from clsearch.protocols import Job, LayerScanJob
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.probe import probe
@@ -353,12 +353,12 @@ def _train(
     device: str,
     data: dict[int, Any],
 ) -> None:
-    """The trainable: one pack, every record reported as it is finished."""
+    """The trainable: one job, every record reported as it is finished."""
     import torch
 
+    from clsearch.jobs import run_job
     from clsearch.store import read_commit
     from clsearch.training.worker import prepare_worker
-    from clsearch.trial import run_pack
 
     prepare_worker()
     _close_journal_at_exit()
@@ -372,7 +372,9 @@ def _train(
             if commit is None:
                 raise StoreError(f"the parent checkpoint {job.parent} is not in {store.root}")
             parent, _ = commit
-        for record in run_pack(config, job, parts, parent, store, torch.device(device)):
+        for record in run_job(config, job, parts, parent, store, torch.device(device)):
             tune.report({"record": json.dumps(record.to_json())})
+        if isinstance(job, LayerScanJob):
+            tune.report({})  # or Tune prints a line for want of a result
     except StoreError as error:
         tune.report({"store_error": str(error)})

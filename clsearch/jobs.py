@@ -1,0 +1,84 @@
+"""What a worker does with a job: train a pack, prune trials layer by layer, or fine-tune one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from clsearch.config import Config
+from clsearch.methods.base import ChainState, Context
+from clsearch.protocols import FineTuneJob, Job, LayerScanJob
+from clsearch.pruning.layers import layer_thresholds
+from clsearch.records import TrialRecord
+from clsearch.scenarios.base import TaskData
+from clsearch.search.plan import pruning_key
+from clsearch.store import Store, read_trained, write_pruning
+from clsearch.trial import Bench, on_device, run_pack, start_on, train_members
+
+
+def run_job(
+    config: Config,
+    job: Job,
+    parts: Sequence[TaskData],
+    parent: ChainState | None,
+    store: Store,
+    device: torch.device,
+) -> Iterator[TrialRecord]:
+    """Does a job and yields the trials it finished; what it finds is stored when it is yielded.
+
+    Raises `StoreError` when that cannot be done, and `DamagedError` for a trial to go on from.
+    """
+    if isinstance(job, LayerScanJob):
+        _prune_by_layer(Bench.set_up(config, job, parts, parent, device), job, store)
+    elif isinstance(job, FineTuneJob):
+        yield from _fine_tune(Bench.set_up(config, job, parts, parent, device), job, store)
+    else:
+        yield from run_pack(config, job, parts, parent, store, device)
+
+
+def _prune_by_layer(bench: Bench, job: LayerScanJob, store: Store) -> None:
+    """Looks for each trial's own threshold of every layer."""
+    backbone, method, start = bench.system.backbone, bench.system.method, bench.start
+    for key, theta in zip(job.keys, job.starts, strict=True):
+        trained = read_trained(store, key)
+        pruning = layer_thresholds(
+            backbone,
+            on_device(trained.params, bench.device),
+            bench.data.readout,
+            start.gates,
+            method.prunable(start.state),
+            trained.activity,
+            bench.data.validation,
+            start=theta,
+            floor=job.floor,
+            count=bench.config.selection.thresholds,
+            batch_size=backbone.evaluation_batch,
+        )
+        write_pruning(store, pruning_key(key, theta, job.floor), pruning)
+
+
+def _fine_tune(bench: Bench, job: FineTuneJob, store: Store) -> Iterator[TrialRecord]:
+    """Trains what is left of a trial after pruning (CLNP §2.2, §3.2)."""
+    trained = read_trained(store, job.trial)
+    context = bench.context
+    start = bench.system.method.pruned(
+        bench.start,
+        on_device(trained.params, bench.device),
+        trained.activity,
+        job.thresholds,
+        context,
+    )
+
+    def stream(name: str) -> torch.Generator:
+        return context.generator(f"fine-tune-{job.round}-{name}")
+
+    training = bench.config.training.model_copy(update={"epochs": job.epochs})
+    bench = replace(
+        bench,
+        config=bench.config.model_copy(update={"training": training}),
+        context=Context(context.task, context.tasks, context.shared_head, stream),
+        start=start_on(start, bench.device),
+    )
+    yield from train_members(bench, job, store)

@@ -1,0 +1,208 @@
+"""What comes between selection and commit: thresholds by layer, and fine-tuning after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from clsearch.config import Config, FineTuneConfig
+from clsearch.errors import ClsearchError, DamagedError
+from clsearch.protocols import FineTuneJob, Job, LayerScanJob
+from clsearch.records import LayerPruning, Round, Selection, TrialRecord
+from clsearch.search.plan import fine_tune_key, packs, pruning_key
+from clsearch.selection import highest, select, sparsity
+from clsearch.store import Store, read_pruning, read_record
+from clsearch.system import System
+
+Run = Callable[[Sequence[Job]], Mapping[str, str]]
+"""Does jobs and returns, by key, the reason for each that was lost to its workers."""
+
+
+@dataclass
+class Entry:
+    """A chain at a task: its selection, which the refinement changes, and the trials it adds.
+
+    `job` is a job of the chain at this task, without keys; `records` are the trials of its grid.
+    """
+
+    system: System
+    job: Job
+    records: Sequence[TrialRecord]
+    selection: Selection
+    tuned: list[TrialRecord] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def fine_tune(self) -> FineTuneConfig | None:
+        """How it is fine-tuned, as long as it is."""
+        going_on = self.selection.threshold is not None and not self.ended
+        return self.system.config.fine_tune if going_on else None
+
+
+class Refinement:
+    """Refines the selections of one task, all chains side by side.
+
+    Everything is keyed by content and looked up before it is done. Raises `ClsearchError` where
+    workers were lost over and over: no selection may depend on that.
+    """
+
+    def __init__(self, config: Config, store: Store, run: Run, workers: int) -> None:
+        self.config, self.store, self.run, self.workers = config, store, run, workers
+
+    def __call__(self, entries: Sequence[Entry]) -> None:
+        if self.config.selection.per_layer:
+            self._select_by_layer(entries)
+        number = 0
+        while going_on := [e for e in entries if e.fine_tune is not None]:
+            number += 1
+            self._round(going_on, number)
+
+    def _select_by_layer(self, entries: Sequence[Entry]) -> None:
+        """Selects again, with every candidate pruned layer by layer."""
+        starts = [
+            {c.trial_key: c.threshold for c in e.selection.candidates if c.threshold is not None}
+            for e in entries
+        ]
+        found = self._prunings(entries, starts)
+        for entry, by_layer in zip(entries, found, strict=True):
+            if by_layer:
+                margin = entry.selection.margin
+                entry.selection = select(entry.records, margin, by_layer=by_layer)
+
+    def _prunings(
+        self, entries: Sequence[Entry], starts: Sequence[Mapping[str, float]]
+    ) -> list[dict[str, LayerPruning]]:
+        """For each chain, its trials pruned by layer from the thresholds found for the network."""
+        jobs: list[Job] = []
+        for entry, thresholds in zip(entries, starts, strict=True):
+            floor = entry.selection.floor or 0.0
+            missing = [t for t, v in thresholds.items() if self._pruning(t, v, floor) is None]
+            for part in packs(len(missing), len(missing), self.workers / len(entries)):
+                keys = tuple(missing[i] for i in part)
+                begun = tuple(thresholds[key] for key in keys)
+                base: dict[str, Any] = {**vars(entry.job), "keys": keys}
+                jobs.append(LayerScanJob(**base, starts=begun, floor=floor))
+        self._do(jobs)
+        found = []
+        for entry, thresholds in zip(entries, starts, strict=True):
+            floor, own = entry.selection.floor or 0.0, {}
+            for trial, theta in thresholds.items():
+                pruning = self._pruning(trial, theta, floor)
+                if pruning is None:
+                    raise ClsearchError(f"the pruning of trial {trial} by layer was lost")
+                own[trial] = pruning
+            found.append(own)
+        return found
+
+    def _pruning(self, trial: str, theta: float, floor: float) -> LayerPruning | None:
+        key = pruning_key(trial, theta, floor)
+        try:
+            return read_pruning(self.store, key)
+        except DamagedError:
+            self.store.remove("prunings", key)
+            return None
+
+    def _round(self, entries: Sequence[Entry], number: int) -> None:
+        """Fine-tunes what was pruned, then prunes what was fine-tuned where rounds are left."""
+        jobs = [self._job(entry, number) for entry in entries]
+        missing = [job for job in jobs if self._record(job) is None]
+        self._do(missing)
+        for entry, job in zip(entries, jobs, strict=True):
+            record = self._record(job)
+            if record is None or record.lost:
+                raise ClsearchError(f"the fine-tuned trial {job.keys[0]} was lost")
+            entry.tuned.append(record)
+            _keep(entry, record)
+            tune = entry.system.config.fine_tune
+            entry.ended |= tune is None or number >= tune.rounds
+        self._prune_again([e for e in entries if e.fine_tune is not None])
+
+    def _job(self, entry: Entry, number: int) -> FineTuneJob:
+        """The job of a round. Its trial has the selected one's hyperparameters, but for those that
+        fine-tuning has of its own."""
+        chosen, tune = entry.selection, entry.system.config.fine_tune
+        if tune is None or chosen.by_layer is None or chosen.trial_key is None:
+            raise ValueError(f"{chosen.chain} has nothing to fine-tune")
+        hypers = dict(chosen.hyperparameters)
+        if tune.lr is not None:
+            hypers["lr"] = tune.lr
+        if tune.l1 is not None:
+            hypers = {n: v for n, v in hypers.items() if not n.startswith("l1.")}
+            hypers["l1"] = tune.l1
+        key = fine_tune_key(chosen.trial_key, chosen.by_layer, hypers, tune.epochs, number)
+        base: dict[str, Any] = {**vars(entry.job), "keys": (key,), "hypers": (hypers,)}
+        return FineTuneJob(
+            **base,
+            trial=chosen.trial_key,
+            thresholds=chosen.by_layer,
+            epochs=tune.epochs,
+            round=number,
+        )
+
+    def _record(self, job: Job) -> TrialRecord | None:
+        """The record of a fine-tuned trial; damaged and lost ones are dropped from the journal."""
+        key = job.keys[0]
+        try:
+            record = read_record(self.store, key)
+        except DamagedError:
+            record = None
+            self.store.remove("trials", key)
+        if record is not None and record.lost:
+            self.store.remove("trials", key)
+            return None
+        return record
+
+    def _prune_again(self, entries: Sequence[Entry]) -> None:
+        """Prunes fine-tuned models as far as the margin allows; ends those that lose nothing."""
+        points = [highest(e.tuned[-1], e.selection.floor or 0.0) for e in entries]
+        starts = [
+            {e.tuned[-1].trial_key: p.threshold} if p and self.config.selection.per_layer else {}
+            for e, p in zip(entries, points, strict=True)
+        ]
+        found = self._prunings(entries, starts)
+        for entry, point, by_layer in zip(entries, points, found, strict=True):
+            chosen, tune = entry.selection, entry.system.config.fine_tune
+            pruning = next(iter(by_layer.values()), None)
+            if point is None or tune is None or sum((pruning or point).free) <= sum(chosen.free):
+                entry.ended = True
+                continue
+            entry.selection = replace(
+                chosen,
+                threshold=point.threshold,
+                thresholds=pruning.thresholds if pruning else (),
+                accuracy=(pruning or point).accuracy,
+                free=(pruning or point).free,
+                sparsity=sparsity((pruning or point).free, chosen.units),
+            )
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        lost = self.run(jobs) if jobs else {}
+        if lost:
+            key, reason = next(iter(lost.items()))
+            raise ClsearchError(f"trial {key} was not refined: {reason}")
+
+
+def _keep(entry: Entry, record: TrialRecord) -> None:
+    """Puts a fine-tuned trial in the place of the pruned one it came from, unless it is worse."""
+    before = entry.selection
+    recovered = record.scan[0].accuracy if record.scan else None
+    kept = recovered is not None and recovered >= (before.accuracy or 0.0)
+    done = Round(record.trial_key, before.accuracy or 0.0, recovered, before.sparsity or 0.0, kept)
+    entry.selection = replace(before, rounds=(*before.rounds, done))
+    if not kept:
+        entry.ended = True
+        return
+    least = record.scan[0]
+    entry.selection = replace(
+        entry.selection,
+        trial_key=record.trial_key,
+        threshold=least.threshold,
+        thresholds=(),
+        accuracy=least.accuracy,
+        free=least.free,
+        sparsity=sparsity(least.free, before.units),
+    )
+    tune = entry.system.config.fine_tune
+    if tune is not None and tune.sparsity is not None:
+        entry.ended |= (entry.selection.sparsity or 0.0) >= tune.sparsity
