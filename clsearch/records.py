@@ -47,6 +47,19 @@ class ScanPoint:
 
 
 @dataclass(frozen=True)
+class LayerPruning:
+    """A threshold of its own for each unit layer, in order, and what pruning by them leaves.
+
+    `accuracy` is a fraction on validation data, `free[l]` counts the neurons of unit layer l at or
+    below its threshold, as in `ScanPoint`.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: float
+    free: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """A finished trial. `validation_accuracy` and the scan are those of its final weights.
 
