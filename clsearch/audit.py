@@ -104,8 +104,8 @@ def story(body: Mapping[str, Any]) -> str:
         gave = "failed" if done["recovered"] is None else f"gave {done['recovered']:.4f}"
         became = "kept" if done["kept"] else "not kept"
         lines.append(
-            f"Round {i} of fine-tuning after pruning: from validation accuracy {done['pruned']:.4f} "
-            f"at sparsity {done['sparsity']:.4f}, trial `{done['trial_key']}` {gave}: {became}."
+            f"Round {i} of fine-tuning: pruned to validation accuracy {done['pruned']:.4f} and "
+            f"sparsity {done['sparsity']:.4f}, trial `{done['trial_key']}` {gave}: {became}."
         )
     if body["seeded_by"]:
         lines.append(f"It started from trial `{body['seeded_by']}` of the task before.")

@@ -106,15 +106,20 @@ def export(
     task: Annotated[int, typer.Option(help="Task, counted from 1.")],
     to: Annotated[Path, typer.Option(help="File to write: .pt2 or .safetensors.")],
     seed: Annotated[int | None, typer.Option(help="Seed. Default: the run's first.")] = None,
+    compact: Annotated[
+        bool, typer.Option(help="Cut away the neurons that the task does not need.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:
     """Write the selected model of a task, with its head, to a file."""
-    from clsearch.run import export_selected
+    from clsearch.run import export_selected, print_compaction
 
     console = Console()
-    path, metadata = export_selected(out, method, task, seed, to, force)
+    path, metadata = export_selected(out, method, task, seed, to, force, compact)
     accuracy = metadata["metrics"]["test_accuracy"]
     console.print(f"{path}: {method}, task {task}, test accuracy {100 * accuracy:.2f} %")
+    if compact:
+        print_compaction(metadata["compaction"], console)
     console.print(f"{path}.json: what it is, how it was chosen, its digests")
 
 

@@ -13,21 +13,24 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clsearch import models
+from clsearch.archive import check_archive
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.models.base import Backbone, Gates, Tap, head_names
+from clsearch.models.widths import resized
 from clsearch.plugins import find
+from clsearch.pruning.compaction import compact
+from clsearch.pruning.measure import compare
+from clsearch.rng import generator
 from clsearch.scenarios.base import InputTransform, Task
 
 if TYPE_CHECKING:
@@ -103,6 +106,7 @@ class StandaloneModel(nn.Module):
             "architecture": {
                 "name": self.backbone.name,
                 "options": self.backbone.options.model_dump(mode="json"),
+                "units": {unit.name: unit.units for unit in self.backbone.unit_layers},
                 "gates": list(self.gated),
             },
             "task": {
@@ -157,6 +161,16 @@ def description_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
+def check_target(path: Path, force: bool) -> None:
+    """Raises `InputError` for another suffix, and for files that exist unless `force`."""
+    _check_suffix(path, "--to")
+    for file in (path, description_of(path)):
+        if file.exists() and not force:
+            raise InputError(
+                "--to", str(file), "a file that does not exist yet", "Use --force to replace it."
+            )
+
+
 def save_export(
     path: Path, model: StandaloneModel, metadata: Mapping[str, Any], force: bool = False
 ) -> None:
@@ -166,16 +180,11 @@ def save_export(
     model. Raises `InputError` for another suffix, for files that exist unless `force`, and for a
     folder that cannot be written; `StoreError` for a full disk. A failure leaves nothing new.
     """
-    _check_suffix(path, "--to")
+    check_target(path, force)
     taken = sorted(_OWN & metadata.keys())
     if taken:
         raise ValueError(f"metadata may not hold {', '.join(taken)}: the description has it")
     beside = description_of(path)
-    for file in (path, beside):
-        if file.exists() and not force:
-            raise InputError(
-                "--to", str(file), "a file that does not exist yet", "Use --force to replace it."
-            )
     described = {**model.describe(), **metadata, "file": path.name}
     text = json.dumps(described, indent=2, allow_nan=False)
     content = _program(model, text) if path.suffix == ".pt2" else _tensors(model)
@@ -183,15 +192,38 @@ def save_export(
     _write({path: content, beside: text.encode() + b"\n"})
 
 
-def model_of(system: System, state: ChainState, task: Task) -> StandaloneModel:
-    """The model that answers `task` in a chain's state.
+def model_of(
+    system: System, state: ChainState, task: Task, compacted: bool = False
+) -> StandaloneModel:
+    """The model that answers `task` in a chain's state; `compacted`: what the task needs of it.
 
     Raises `ValueError` for a task that the chain has no answer for.
     """
     gates = system.method.gates(state.state, task)
     if gates is None:
         raise ValueError(f"{system.label} has no model for task {task.number}")
+    if compacted:
+        return standalone(
+            *compact(system.backbone, state.params, task.head, gates), task.head, None, task
+        )
     return standalone(system.backbone, state.params, task.head, gates, task)
+
+
+def compaction(full: StandaloneModel, small: StandaloneModel) -> dict[str, Any]:
+    """What was cut, as the description of a compact model says it: `before` and `after`.
+
+    Neurons by unit layer, parameters, bytes, the largest difference of logits, and the latency of
+    both (`compare`) on random pixels: one image, and 256 or as many as are evaluated at once.
+    Raises `ClsearchError` for a backbone that answers otherwise when it is narrower.
+    """
+    task, models = full.task, {"before": full, "after": small}
+    draw = generator("compaction")
+    images = (
+        torch.rand(count, *task.shape, generator=draw).mul(task.transform.scale)
+        for count in (1, min(256, full.backbone.evaluation_batch))
+    )
+    units = {n: {u.name: u.units for u in m.backbone.unit_layers} for n, m in models.items()}
+    return {"units": units, **compare(full, small, tuple(images))}
 
 
 def provenance(config: Config, result: TaskResult) -> dict[str, Any]:
@@ -266,50 +298,11 @@ def _tensors(model: StandaloneModel) -> bytes:
 
 
 def _load_program(path: Path, content: bytes) -> tuple[nn.Module, dict[str, Any]]:
-    _check_archive(path, content)
+    check_archive(path, content)
     extra = {_EMBEDDED: ""}
     program = torch.export.load(io.BytesIO(content), extra_files=extra)
     metadata: dict[str, Any] = json.loads(extra[_EMBEDDED] or "{}")
     return program.module(), metadata
-
-
-def _check_archive(path: Path, content: bytes) -> None:
-    """Refuses a damaged archive, and one with pickled tensors, which torch would unpickle."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if archive.testzip() is not None:
-                raise DamagedError(f"{path} is damaged: a part of it has the wrong checksum")
-            for name in archive.namelist():
-                folder = name.split("/", 1)[-1]
-                if folder == name or not folder.startswith(KNOWN_PARTS):
-                    raise DamagedError(f"{path} holds {name!r}, which no model of clsearch does")
-                if folder.startswith("data/sample_inputs/"):
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-                elif folder.startswith(("data/weights/", "data/constants/")):
-                    _check_payloads(path, archive, name)
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
-        raise DamagedError(f"{path} is damaged: {error}") from error
-    except UnpicklingError as error:
-        raise DamagedError(f"{path} holds pickled objects, which clsearch does not read") from error
-
-
-KNOWN_PARTS = (
-    "archive_format", "archive_version", "byteorder", ".data/", ".format_version", "version",
-    ".storage_alignment", "models/", "data/sample_inputs/", "data/weights/", "data/constants/",
-    "extra/",
-)  # fmt: skip
-"""What torch writes into an archive, beneath its one folder. Another layout is an older one, parts
-of which torch unpickles."""
-
-
-def _check_payloads(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    file = name.rsplit("/", 1)[-1]
-    plain = file.startswith(("weight_", "tensor_"))
-    if file.endswith("_config.json"):
-        config = json.loads(archive.read(name))["config"]
-        plain = not any(entry["use_pickle"] for entry in config.values())
-    if not plain:
-        raise DamagedError(f"{path} holds pickled objects, which clsearch does not read")
 
 
 def _load_tensors(path: Path, content: bytes) -> tuple[nn.Module, dict[str, Any]]:
@@ -333,6 +326,7 @@ def _rebuild(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Stan
     shape = (channels, height, width)
     kind = find(models.__name__, Backbone, architecture["name"], "architecture.name")
     backbone = kind(kind.Options.model_validate(architecture["options"]), shape)
+    backbone = resized(backbone, architecture.get("units", {}))
     transform = InputTransform(
         given["scale"],
         tuple(given["mean"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import platform
 import sys
 import time
 import uuid
@@ -52,6 +53,18 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The CPU's own name where the system tells it, with family and model on Linux."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in path.read_text().splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    name = fields.get("model name") or platform.machine()
+    family = fields.get("cpu family")
+    return f"{name} (family {family}, model {fields.get('model')})" if family else name
 
 
 def in_use(folder: Path) -> bool:

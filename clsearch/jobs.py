@@ -11,10 +11,9 @@ from clsearch.config import Config
 from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import FineTuneJob, Job, LayerScanJob
 from clsearch.pruning.layers import layer_thresholds
-from clsearch.records import TrialRecord
+from clsearch.records import LayerPruning, TrialRecord
 from clsearch.scenarios.base import TaskData
-from clsearch.search.plan import pruning_key
-from clsearch.store import Store, read_trained, write_pruning
+from clsearch.store import Store, read_record, read_trained, write_pruning
 from clsearch.trial import Bench, on_device, run_pack, start_on, train_members
 
 
@@ -39,9 +38,10 @@ def run_job(
 
 
 def _prune_by_layer(bench: Bench, job: LayerScanJob, store: Store) -> None:
-    """Looks for each trial's own threshold of every layer."""
+    """Looks for each trial's own threshold of every layer; a trial stays at the one found for the
+    network where another order of sums tips a sample, and it falls below the floor."""
     backbone, method, start = bench.system.backbone, bench.system.method, bench.start
-    for key, theta in zip(job.keys, job.starts, strict=True):
+    for key, place, theta in zip(job.keys, job.places, job.starts, strict=True):
         trained = read_trained(store, key)
         pruning = layer_thresholds(
             backbone,
@@ -51,12 +51,16 @@ def _prune_by_layer(bench: Bench, job: LayerScanJob, store: Store) -> None:
             method.prunable(start.state),
             trained.activity,
             bench.data.validation,
-            start=theta,
-            floor=job.floor,
-            count=bench.config.selection.thresholds,
-            batch_size=backbone.evaluation_batch,
+            theta,
+            job.floor,
+            bench.config.selection.thresholds,
+            backbone.evaluation_batch,
         )
-        write_pruning(store, pruning_key(key, theta, job.floor), pruning)
+        if pruning is None:
+            record = read_record(store, key)
+            (point,) = [p for p in record.scan if p.threshold == theta] if record else []
+            pruning = LayerPruning((theta,) * len(point.free), point.accuracy, point.free)
+        write_pruning(store, place, pruning)
 
 
 def _fine_tune(bench: Bench, job: FineTuneJob, store: Store) -> Iterator[TrialRecord]:

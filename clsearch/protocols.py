@@ -93,11 +93,12 @@ class Job:
 class LayerScanJob(Job):
     """Finished trials, `keys`, to be pruned layer by layer; trains nothing.
 
-    `starts` are the thresholds found for the whole network, one for each trial; `floor` is the
-    least validation accuracy (a fraction). What is found is stored under `pruning_key`.
+    For each trial, `starts` has the threshold found for the whole network, and `places` the key
+    that what is found is stored under; `floor` is the least validation accuracy (a fraction).
     """
 
     starts: tuple[float, ...]
+    places: tuple[str, ...]
     floor: float
 
 

@@ -48,9 +48,10 @@ class ScanPoint:
 
 @dataclass(frozen=True)
 class LayerPruning:
-    """A trial pruned with a threshold of its own in each unit layer, found by scan.
+    """A threshold of its own for each unit layer, in order, and what pruning by them leaves.
 
-    `thresholds` and `free` by unit layer; `accuracy` is the fraction on validation data.
+    `accuracy` is a fraction on validation data, `free[l]` counts the neurons of unit layer l at or
+    below its threshold, as in `ScanPoint`.
     """
 
     thresholds: tuple[float, ...]

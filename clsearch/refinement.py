@@ -82,7 +82,8 @@ class Refinement:
                 keys = tuple(missing[i] for i in part)
                 begun = tuple(thresholds[key] for key in keys)
                 base: dict[str, Any] = {**vars(entry.job), "keys": keys}
-                jobs.append(LayerScanJob(**base, starts=begun, floor=floor))
+                places = tuple(pruning_key(k, thresholds[k], floor) for k in keys)
+                jobs.append(LayerScanJob(**base, starts=begun, places=places, floor=floor))
         self._do(jobs)
         found = []
         for entry, thresholds in zip(entries, starts, strict=True):

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -328,14 +328,16 @@ def _check_target(to: Path) -> None:
 
 
 def export_selected(
-    out: Path, method: str, task: int, seed: int | None, to: Path, force: bool
+    out: Path, method: str, task: int, seed: int | None, to: Path, force: bool, compact: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Writes the selected model of a method and task. Raises `InputError` for what isn't there."""
-    from clsearch.export import model_of, provenance, save_export
+    """Writes the selected model of a method and task; `compact`: what the task needs of it, and
+    what that saves. Raises `InputError` for what isn't there."""
+    from clsearch.export import check_target, compaction, model_of, provenance, save_export
     from clsearch.selected import open_selected
 
     run_config(out)
     _check_target(to)
+    check_target(to, force)
     try:
         chain = open_selected(out, method, task, seed)
     except InputError as error:
@@ -347,5 +349,34 @@ def export_selected(
         raise DamagedError(f"{error}. {again}") from error
     model = model_of(chain.system, chain.state, chain.tasks[-1])
     metadata = provenance(chain.config, chain.result)
+    if compact:
+        full = model
+        model = model_of(chain.system, chain.state, chain.tasks[-1], compacted=True)
+        metadata["compaction"] = compaction(full, model)
     save_export(to, model, metadata, force)
     return to, metadata
+
+
+def print_compaction(found: Mapping[str, Any], console: Console) -> None:
+    """Prints what a compact model saves, in a line each for size and latency."""
+    units, parameters, size = (found[name] for name in ("units", "parameters", "bytes"))
+    neurons = {n: sum(layers.values()) for n, layers in units.items()}
+    if units["before"] == units["after"]:
+        console.print(
+            "Nothing was cut: the task reads every neuron by weights that are not zero, as it does "
+            "in the models of methods that do not prune.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"neurons {neurons['before']:,} → {neurons['after']:,}, parameters "
+        f"{parameters['before']:,} → {parameters['after']:,}, {size['before'] / 1024:,.0f} → "
+        f"{size['after'] / 1024:,.0f} KiB; logits differ by {found['difference']:.0e} at most",
+        soft_wrap=True,
+    )
+    latency = found["latency"]
+    times = ", ".join(
+        f"{ms['before']:.3g} → {ms['after']:.3g} ms at batch {ms['batch']}" for ms in latency["ms"]
+    )
+    console.print(
+        f"{times} (median of {latency['runs']}, one thread, {latency['cpu']})", soft_wrap=True
+    )

@@ -18,10 +18,11 @@ SOURCES = {
 ROOMS = [
     *("errors", "rng", "records", "space", "options", "plugins", "files", "products"),
     *("messages", "config"),
+    *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
-    *("metrics", "selection", "system", "store", "protocols", "trial", "search"),
-    *("held_out", "commit"),
-    *("audit", "outbox", "tracking", "export", "report", "sequence"),
+    *("system", "store", "protocols", "trial", "jobs", "search"),
+    *("held_out", "commit", "refinement"),
+    *("audit", "outbox", "tracking", "archive", "export", "report", "sequence"),
     *("folder", "selected", "progress", "dry_run", "doctor", "catalogue"),
     *("run", "cli", "reference", "__main__"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clsearch.errors import InputError
-from clsearch.models.base import Backbone, Tap, UnitLayer
+from clsearch.models.base import Staged, Tap, UnitLayer
 
 EPSILON = 1e-5
 """Added to a variance before its root is taken (torch's default)."""
@@ -94,7 +95,7 @@ class BatchNorm(nn.Module):
         return (x - mean) * scale + bias
 
 
-class ConvNet(Backbone):
+class ConvNet(Staged):
     """Layers in a row; every convolution and dense layer is a unit layer, with ReLU.
 
     They are called `conv1`, `conv2`, …, `fc1`, … in order, a normalisation `conv1_norm`. Heads read
@@ -115,6 +116,9 @@ class ConvNet(Backbone):
             size = self._after(layer, size)
         units[-1] = replace(units[-1], fan=size[1] * size[2])
         self.unit_layers = tuple(units)
+        named = [name for name, _ in self.layers]
+        begins = [0, *(named.index(unit.name) for unit in units[1:]), len(named)]
+        self.stages = [self.layers[a:b] for a, b in itertools.pairwise(begins)]
 
     def _add(self, name: str, layer: Conv | Dense, size: tuple[int, int, int]) -> UnitLayer:
         """Adds the modules of a layer that reads `size`, `(C, H, W)`."""
@@ -151,11 +155,11 @@ class ConvNet(Backbone):
             raise InputError("model.name", self.name, f"a backbone for images of {found}")
         return channels, space[0], space[1]
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:
-        x = _channels_last(x)
-        for name, layer in self.layers:
-            x = self._through(name, layer, x, tap)
-        return x.flatten(1)
+    def stage(self, layer: int, x: Tensor, tap: Tap) -> Tensor:
+        x = x if layer else _channels_last(x)
+        for name, part in self.stages[layer]:
+            x = self._through(name, part, x, tap)
+        return x if layer + 1 < len(self.stages) else x.flatten(1)
 
     def _through(self, name: str, layer: Layer, x: Tensor, tap: Tap) -> Tensor:
         """`[B, …]` through one layer."""

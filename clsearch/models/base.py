@@ -191,6 +191,26 @@ class Backbone(nn.Module, ABC):
         """
 
 
+class Staged(Backbone):
+    """A backbone that runs in stages, one a unit layer, so that it can be run from a layer on.
+
+    A stage begins with what its unit layer reads and ends with what the next one reads. Between
+    the two it treats each neuron by itself and keeps a silenced one at zero, as pooling does, and
+    takes its width from its parameters: with the rows of some neurons cut away it computes the
+    others.
+    """
+
+    @abstractmethod
+    def stage(self, layer: int, x: Tensor, tap: Tap) -> Tensor:
+        """What unit layer number `layer` reads (images, for the first) to what the next one reads,
+        `[B, units·n, …]`, neuron by neuron; the last gives the features. Leaves `x` as it is."""
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        for layer in range(len(self.unit_layers)):
+            x = self.stage(layer, x, tap)
+        return x
+
+
 def initial_parameters(backbone: Backbone, generator: torch.Generator) -> Params:
     """Fresh parameters of the backbone: uniform within ±1/√fan-in, as `nn.Linear` draws them,
     weights within `gain` times that; or its `initial` ones.

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clsearch.models.activations import ActivationOptions
-from clsearch.models.base import Backbone, Tap, UnitLayer
+from clsearch.models.base import Staged, Tap, UnitLayer
 
 
 class MLPOptions(ActivationOptions):
@@ -19,7 +19,7 @@ class MLPOptions(ActivationOptions):
     )
 
 
-class MLP(Backbone):
+class MLP(Staged):
     """Dense layers with ReLU, maxout or LWTA; every hidden layer is a unit layer (CLNP §3.1, SLNI
     §3.1)."""
 
@@ -45,8 +45,6 @@ class MLP(Backbone):
     def dense_relu(self) -> bool:
         return bool(self.options.activation == "relu")
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:
-        x = x.flatten(1)
-        for layer in self.unit_layers:
-            x = tap(layer.name, self.options.activate(self.get_submodule(layer.name)(x)))
-        return x
+    def stage(self, layer: int, x: Tensor, tap: Tap) -> Tensor:
+        name = self.unit_layers[layer].name
+        return tap(name, self.options.activate(self.get_submodule(name)(x.flatten(1))))

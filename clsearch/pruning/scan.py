@@ -11,8 +11,9 @@ from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.models.base import Backbone, Gates, UnitLayer
+from clsearch.pruning.narrow import logits_at
 from clsearch.records import ScanPoint
-from clsearch.training.batch import Batch, DeviceData, Readout, answer
+from clsearch.training.batch import Batch, DeviceData, Readout
 
 CPU_CHUNK = 512
 """Samples a CPU core works on at once: activations of a few hundred neurons stay in its cache."""
@@ -62,10 +63,11 @@ def threshold_scan(
     a parameter or an activity that is missing.
 
     For backbones that are `dense_relu` all thresholds cost about three forward passes, see
-    `_grow`; others are run once per threshold. Both agree to the rounding of float32 sums.
+    `_grow`; the others are computed from one threshold to the next, see `logits_at`. Both agree
+    with a forward pass per threshold to the rounding of float32 sums.
     """
     points = thresholds(activity, prunable, count)
-    layers = [_Layer.of(unit, gates or {}, prunable, activity) for unit in backbone.unit_layers]
+    layers = neurons(backbone, gates, prunable, activity)
     hits = torch.zeros(len(points), dtype=torch.int64, device=data.labels.device)
     with torch.inference_mode():
         if backbone.dense_relu:
@@ -74,10 +76,10 @@ def threshold_scan(
             for batch in data.batches(size):
                 hits += (_grow(network, batch, readout) == batch.y).sum(1)
         else:
-            silenced = [_gates(backbone, layers, theta, hits.device) for theta in points]
+            settings = [[layer.active(theta) for layer in layers] for theta in points]
             for batch in data.batches(batch_size):
-                for i, masks in enumerate(silenced):
-                    logits, _ = answer(backbone, params, batch.x, readout, masks, batch.group)
+                answers = logits_at(backbone, params, readout, settings, batch)
+                for i, logits in enumerate(answers):
                     hits[i] += (logits.max(1).indices == batch.y).sum()
     return tuple(
         ScanPoint(theta, right / len(data), tuple(layer.free(theta) for layer in layers))
@@ -85,9 +87,19 @@ def threshold_scan(
     )
 
 
+def neurons(
+    backbone: Backbone,
+    gates: Gates | None,
+    prunable: Mapping[str, Tensor],
+    activity: Mapping[str, Tensor],
+) -> list[Neurons]:
+    """The unit layers in order, as a scan sees them."""
+    return [Neurons.of(unit, gates or {}, prunable, activity) for unit in backbone.unit_layers]
+
+
 @dataclass(frozen=True)
-class _Layer:
-    """A unit layer in the scan, on the CPU: `open` and `prunable` bool, `activity` float64."""
+class Neurons:
+    """A unit layer in a scan, on the CPU: `open` and `prunable` bool, `activity` float64."""
 
     open: Tensor
     prunable: Tensor
@@ -100,7 +112,7 @@ class _Layer:
         gates: Gates,
         prunable: Mapping[str, Tensor],
         activity: Mapping[str, Tensor],
-    ) -> _Layer:
+    ) -> Neurons:
         """Without gate all neurons are open, and none are prunable in a layer not named."""
         name, shut = unit.name, torch.zeros(unit.units, dtype=torch.bool)
         activities = activity[name] if name in prunable else shut
@@ -126,16 +138,6 @@ class _Layer:
         return order[self.active(0.0)[order]]
 
 
-def _gates(
-    backbone: Backbone, layers: Sequence[_Layer], theta: float, device: torch.device
-) -> dict[str, Tensor]:
-    """The gates, on `device`, that leave active what θ leaves active."""
-    return {
-        unit.name: layer.active(theta).to(device)
-        for unit, layer in zip(backbone.unit_layers, layers, strict=True)
-    }
-
-
 @dataclass(frozen=True)
 class _Network:
     """A dense ReLU network with its neurons sorted; the output layer is the last stage.
@@ -154,7 +156,7 @@ class _Network:
         backbone: Backbone,
         params: Mapping[str, Tensor],
         readout: Readout,
-        layers: Sequence[_Layer],
+        layers: Sequence[Neurons],
         points: Sequence[float],
     ) -> _Network:
         """Weights reduced to the neurons that are active at some threshold, in their order."""
