@@ -58,6 +58,14 @@ def select(
         for r in records
         if _usable(r) and reaches(_accuracy(r), floor)
     ]
+    return _selected(records, offers, margin, best)
+
+
+def _selected(
+    records: Sequence[TrialRecord], offers: Sequence[_Offer], margin: float, best: float
+) -> Selection:
+    """The outcome with the first of the offers by rank."""
+    floor = best - margin / 100
     winner = min(offers, key=_Offer.rank)
     by_key = {offer.record.trial_key: offer for offer in offers}
     candidates = [_candidate(r, by_key.get(r.trial_key), winner, floor) for r in records]
