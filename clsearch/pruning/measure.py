@@ -26,7 +26,8 @@ def compare(full: nn.Module, small: nn.Module, batches: Sequence[Tensor]) -> dic
 
     `batches` are what both are run on, by turns, in eager torch on one thread of this machine's
     CPU: milliseconds a batch. `bytes` are those of all tensors, statistics and transforms included;
-    `difference` is the largest one of logits. Raises `ClsearchError` for models that answer otherwise.
+    `difference` is the largest one of logits. Raises `ClsearchError` for models that answer
+    otherwise.
     """
     models = {"before": full, "after": small}
     differences, latency = [], []
