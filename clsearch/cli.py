@@ -107,7 +107,7 @@ def export(
     to: Annotated[Path, typer.Option(help="File to write: .pt2 or .safetensors.")],
     seed: Annotated[int | None, typer.Option(help="Seed. Default: the run's first.")] = None,
     compact: Annotated[
-        bool, typer.Option(help="Cut away the neurons that the task does not need.")
+        bool, typer.Option(help="Only the neurons that the task needs; says what that saves.")
     ] = False,
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:

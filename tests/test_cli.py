@@ -451,6 +451,28 @@ def test_an_exported_model_answers_like_the_selected_one(
     assert metadata["metrics"]["test_accuracy"] == matrix["clnp"]["0"][0][0]
 
 
+def test_a_compact_model_answers_the_same_and_says_what_it_saves(
+    searched: tuple[Path, str], call: Any, tmp_path: Path
+) -> None:
+    out, _ = searched
+    pixels = torch.randint(0, 17, (50, 1, 8, 8)).float()
+    for method, rest in (("clnp", []), ("clnp", ["--compact"]), ("finetune", ["--compact"])):
+        file = tmp_path / f"{method}{len(rest)}.safetensors"
+        ended = call("export", out, "--method", method, "--task", "2", "--to", file, *rest)
+        assert (ended.code, ended.err) == (0, "")
+        assert ("Nothing was cut" in ended.out) == (method == "finetune")
+        assert ("ms at batch 256" in ended.out) == bool(rest)
+    (full, plain), (small, described) = (
+        load_export(tmp_path / f"clnp{n}.safetensors") for n in (0, 1)
+    )
+    torch.testing.assert_close(small(pixels), full(pixels), rtol=0, atol=1e-5)
+    assert "compaction" not in plain
+    found = described["compaction"]
+    assert found["units"]["before"] == plain["architecture"]["units"]
+    assert found["units"]["after"] == described["architecture"]["units"]
+    assert found["parameters"]["after"] < found["parameters"]["before"]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

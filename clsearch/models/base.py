@@ -162,8 +162,8 @@ class Backbone(nn.Module, ABC):
     @cached_property
     def numbers(self) -> int:
         """How many numbers its unit layers compute for a sample, each place of a channel one."""
-        tap = Tap()
-        self(torch.empty(1, *self.shape, device="meta"), tap)
+        tap, device = Tap(), next(self.parameters()).device  # an exported one holds its weights
+        self(torch.zeros(1, *self.shape, device=device), tap)
         return sum(tap.activations[u.name].numel() * u.rows for u in self.unit_layers)
 
     @property
