@@ -178,7 +178,7 @@ def two_tasks(model: str, shared: bool, method: str = "clnp") -> tuple[Learner, 
             among = activity[free[name]]
             rank[name] = (among[None, :] < activity[:, None]).float().mean(1)
         evidence = replace(evidence, mean_activity=rank)
-        state = chain.method.consolidate(start, params, evidence, 0.6, chain.context(number))
+        state = chain.consolidate(start, params, evidence, 0.6, number)
     assert state is not None
     return chain, state
 
