@@ -60,7 +60,7 @@ def test_every_shipped_config_parses_and_resolves(path: Path) -> None:
     again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
     assert again == config
     assert resolve(again) == config
-    shape = (1, 28, 28)
+    shape = (3, 64, 64)
     for i in range(len(config.methods)):
         assert grid_of(config, build_system(config, i, shape))
     build_scenario(config)
