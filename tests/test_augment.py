@@ -13,12 +13,18 @@ from helpers import Learner, SerialSearcher, SilentProgress, SilentTracker, tiny
 from clsearch.config import AugmentConfig, parse_config
 from clsearch.errors import InputError
 from clsearch.folder import open_store
+from clsearch.methods.base import MethodOptions, Start
+from clsearch.methods.finetune import Finetune
+from clsearch.models.base import initial_head, initial_parameters
+from clsearch.models.cnn_narrow import CLNPNarrow, NarrowOptions
 from clsearch.records import digest
 from clsearch.rng import generator
 from clsearch.sequence import Search
 from clsearch.store import read_record
 from clsearch.system import resolve
 from clsearch.training.augment import Views
+from clsearch.training.batch import Batch, Readout
+from clsearch.training.step import Objective
 
 CPU = torch.device("cpu")
 BOTH = {"flip": True, "crop": 1}
@@ -125,6 +131,29 @@ def test_a_step_is_that_of_plain_torch_on_the_drawn_images() -> None:
         assert value.grad is not None
         wanted = start.params[name] - 0.01 * value.grad
         torch.testing.assert_close(trained.params[name], wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_members_of_a_convolutional_pack_see_their_own_images(
+    vmapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one as on a CPU, and under `vmap` as on a GPU: each has the gradient of its images."""
+    backbone = CLNPNarrow(NarrowOptions(channels=[2, 3, 4, 5], dense=6), (1, 8, 8))
+    monkeypatch.setitem(backbone.__dict__, "convolutional", not vmapped)
+    rng = generator("own-images")
+    params = initial_parameters(backbone, rng) | initial_head(0, 3, 6, rng)
+    start = Start(params, {}, Finetune.everything(params))
+    objective = Objective(backbone, Finetune(MethodOptions(), backbone), [], start, Readout((0,)))
+    x, y = torch.rand(2, 5, 1, 8, 8, generator=rng), torch.arange(5) % 3
+    stack = {n: torch.stack([v, v * 1.1]) for n, v in params.items()}
+    hyper = {"lr": torch.ones(2)}
+    together = objective.gradient()(stack, hyper, Batch(x, y))
+    for k in range(2):
+        own = {n: v[k : k + 1] for n, v in stack.items()}
+        alone = objective.gradient()(own, {"lr": torch.ones(1)}, Batch(x[k], y))
+        torch.testing.assert_close(together.losses[k], alone.losses[0])
+        for n, value in together.whole.items():
+            torch.testing.assert_close(value[k], alone.whole[n][0], rtol=1e-4, atol=1e-6)
 
 
 def augmented(**sections: Any) -> dict[str, Any]:

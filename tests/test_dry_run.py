@@ -65,6 +65,18 @@ def test_memory_and_time_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert joint.seconds == 0.5 * 2 * (13 + 26 + 39) * 2
 
 
+def test_augmented_members_hold_images_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_step_seconds", lambda *_: 0.5)
+    split = settings(scenario={"name": "split", "source": "digits"})
+    augmented = {**split, "training": {**split["training"], "augment": {"flip": True}}}
+    before, after = (forecast(search_of(tmp_path, data), 1) for data in (split, augmented))
+    assert [f.pack for f in after] == [3, 1]
+    grown = [b.memory - a.memory for a, b in zip(before, after, strict=True)]
+    assert grown == [FLOAT * 100 * 64 * 2, 0]
+
+
 def test_time_is_measured(tmp_path: Path) -> None:
     """More than no time, and less than the whole test may take; one thread, and then as before."""
     threads = torch.get_num_threads()

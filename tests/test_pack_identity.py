@@ -87,11 +87,12 @@ def test_any_pack_gives_the_same_bits_of_augmented_images(backbone: Backbone) ->
         assert all(same(alone[i], one) for i, one in zip(members, together, strict=True))
 
 
-def test_a_broken_member_leaves_the_others_bits() -> None:
+@pytest.mark.parametrize("augment", [None, AugmentConfig(flip=True, crop=2)])
+def test_a_broken_member_leaves_the_others_bits(augment: AugmentConfig | None) -> None:
     broken = {**HYPERS[2], "lr": 1e30}
     backbone = dense_network([50])
-    alone = trained([HYPERS[1]], backbone)[0]
-    first, second, third = trained([HYPERS[1], broken, HYPERS[1]], backbone)
+    alone = trained([HYPERS[1]], backbone, augment)[0]
+    first, second, third = trained([HYPERS[1], broken, HYPERS[1]], backbone, augment)
     assert second.params is None
     assert "not finite" in second.reason
     assert same(alone, first)
