@@ -3,7 +3,8 @@
     python -m benchmarks.conv_step
 
 Images of 32 x 32 in 3 channels, 10 classes, Adam, cross-entropy. All take the same uint8 images
-and turn them into batches in the same way. They take turns; the best of the turns counts.
+and turn them into batches in the same way; one line flips them and shifts them by up to 4 pixels
+besides. They take turns; the best of the turns counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks._machine import machine
-from clsearch.config import TrainingConfig
+from clsearch.config import AugmentConfig, TrainingConfig
 from clsearch.methods.base import MethodOptions, Start
 from clsearch.methods.finetune import Finetune
 from clsearch.models import _convnet
@@ -25,6 +26,7 @@ from clsearch.models.base import initial_head, initial_parameters
 from clsearch.models.cnn_narrow import CLNPNarrow, NarrowOptions
 from clsearch.rng import generator
 from clsearch.scenarios.base import InputTransform
+from clsearch.training.augment import Views
 from clsearch.training.batch import DeviceData, Readout
 from clsearch.training.step import Objective
 from clsearch.training.tap import Noise
@@ -32,6 +34,7 @@ from clsearch.training.update import PackOptimizer
 from clsearch.training.worker import prepare_worker
 
 SHAPE, CLASSES, RATE = (3, 32, 32), 10, 1e-3
+AUGMENT = AugmentConfig(flip=True, crop=4)
 
 Step = Callable[[Tensor], object]
 
@@ -63,8 +66,10 @@ def plain(data: DeviceData, layout: torch.memory_format) -> Step:
     return step
 
 
-def ours(data: DeviceData, members: int, channels_last: bool = True) -> Step:
-    """The step of a pack, as the epoch loop takes it."""
+def ours(
+    data: DeviceData, members: int, channels_last: bool = True, augment: AugmentConfig | None = None
+) -> Step:
+    """The step of a pack, as the epoch loop takes it; with `augment` its draws too."""
     backbone = CLNPNarrow(NarrowOptions(), SHAPE)
     source = generator("conv-step", "weights")
     params = initial_parameters(backbone, source)
@@ -78,8 +83,11 @@ def ours(data: DeviceData, members: int, channels_last: bool = True) -> Step:
     layout = _convnet._channels_last if channels_last else torch.Tensor.contiguous
 
     def step(index: Tensor) -> None:
+        views = None
+        if augment is not None:
+            views = Views.draw(augment, [source] * members, len(index), index.device)
         with patch.object(_convnet, "_channels_last", layout):
-            optimizer.step(gradient(stack, hyper, data.batch(index, Noise(source))).whole)
+            optimizer.step(gradient(stack, hyper, data.batch(index, Noise(source), views)).whole)
 
     return step
 
@@ -96,6 +104,7 @@ def main() -> None:
         "plain torch loop, channels last": (plain(data, torch.channels_last), 1),
         "clsearch, default layout, K = 1": (ours(data, 1, channels_last=False), 1),
         "clsearch, channels last, K = 1": (ours(data, 1), 1),
+        "clsearch, flips and shifts, K = 1": (ours(data, 1, augment=AUGMENT), 1),
         "clsearch, channels last, K = 4": (ours(data, 4), 4),
     }
     print(machine())

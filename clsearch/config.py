@@ -184,6 +184,25 @@ class MethodConfig(Strict):
         return self.label or self.name
 
 
+class AugmentConfig(Strict):
+    """Random changes of the training images, drawn anew in every epoch by each member itself."""
+
+    flip: bool = Field(False, description="Flip an image left to right with probability ½.")
+    crop: int = Field(
+        0,
+        ge=0,
+        description="Shift an image by up to so many pixels up or down and left or right; what"
+        " comes in from beyond its edge is 0, as pixels are stored.",
+    )
+
+    @model_validator(mode="after")
+    def _some(self) -> AugmentConfig:
+        if not self.flip and not self.crop:
+            step = "Or leave `augment` out."
+            raise InputError("training.augment", "nothing", "flip, crop or both", step)
+        return self
+
+
 class TrainingConfig(Strict):
     """How every trial is trained."""
 
@@ -198,6 +217,13 @@ class TrainingConfig(Strict):
         " keep its best weights; null trains all epochs and keeps the last.",
     )
     precision: Literal["fp32"] = Field("fp32", description="Arithmetic of training.")
+    augment: AugmentConfig | None = Field(
+        None,
+        description="Random changes of the training images, drawn anew in every epoch by each"
+        " member itself; default none. Validation, scans and importance see images as they are."
+        " Not for permuted pixels, nor for methods that keep answers to stored images (`lwf`,"
+        " `ebll`).",
+    )
 
     @model_validator(mode="after")
     def _momentum(self) -> TrainingConfig:

@@ -115,7 +115,8 @@ def _memory(config: Config, system: System, weights: int, members: int, samples:
     moments = 2 if config.training.optimizer == "adam" else int(config.training.momentum > 0)
     units = sum(u.units * u.rows for u in system.backbone.unit_layers)
     pixels = math.prod(system.backbone.shape)
-    batch = config.training.batch_size * (pixels + 3 * members * units)
+    own = members if config.training.augment else 1
+    batch = config.training.batch_size * (own * pixels + 3 * members * units)
     return FLOAT * (members * weights * (2 + moments) + batch) + samples * pixels
 
 

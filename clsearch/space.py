@@ -10,10 +10,11 @@ from dataclasses import dataclass
 class Hyper:
     """A hyperparameter: its default where a grid does not name it, and a range worth searching.
 
-    Values must lie in `[low, high]`, without `low` itself if `above_low`.
+    With the default None it is left out there, as if it did not exist. Values must lie in
+    `[low, high]`, without `low` itself if `above_low`.
     """
 
-    default: float
+    default: float | None
     grid: tuple[float, ...]
     doc: str
     low: float = 0.0

@@ -12,7 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from clsearch.config import Config, Grid, MethodConfig, Plugin, axis_values, checked_options
+from clsearch.config import (
+    AugmentConfig,
+    Config,
+    Grid,
+    MethodConfig,
+    Plugin,
+    axis_values,
+    checked_options,
+)
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
 from clsearch.methods.base import Method
@@ -81,7 +89,7 @@ def build_system(config: Config, index: int, shape: Shape) -> System:
     space, owners = {"lr": LEARNING_RATE}, {"lr": "the optimiser"}
     for owner, declared in [
         (entry.name, method.space),
-        *((r.name, r.space) for r in regularizers),
+        *((r.name, r.axes) for r in regularizers),
     ]:
         for name, hyper in declared.items():
             if name in space:
@@ -136,6 +144,8 @@ def check(
     unlabelled: dict[str, Tensor] = {}
     if systems:
         systems[0].backbone.initial()  # raises for weights that do not fit
+    if config.training.augment is not None:
+        _check_augment(config.training.augment, systems, tasks)
     for i, system in enumerate(systems):
         if scenario.incremental not in system.method.scenarios:
             raise InputError(
@@ -167,6 +177,25 @@ def check(
     return unlabelled
 
 
+def _check_augment(
+    augment: AugmentConfig, systems: Sequence[System], tasks: Sequence[Task]
+) -> None:
+    """Raises `InputError` for what random changes of the images would make no sense of."""
+    field, value = "training.augment", augment.model_dump(exclude_defaults=True)
+    for task in tasks:
+        if task.transform.permutation is not None:
+            allowed = "a scenario that leaves the pixels where they are"
+            raise InputError(field, value, allowed, f"Task {task.name} permutes them.")
+        if augment.crop >= min(task.shape[1:]):
+            allowed = f"less than {min(task.shape[1:])}, the side of {task.name}'s images"
+            raise InputError(f"{field}.crop", augment.crop, allowed)
+    for system in systems:
+        if system.method.distils:
+            allowed = "methods that do not keep the answers to stored images"
+            step = f"{system.label} does: search it in a file of its own, without `augment`."
+            raise InputError(field, value, allowed, step)
+
+
 def _check_grid(grid: Grid, space: Mapping[str, Hyper], field: str) -> None:
     for name, axis in grid.items():
         if name not in space:
@@ -177,16 +206,17 @@ def _check_grid(grid: Grid, space: Mapping[str, Hyper], field: str) -> None:
 
 
 def _axes(config: Config, system: System) -> dict[str, list[float]]:
-    axes = {name: [hyper.default] for name, hyper in system.space.items()}
+    axes = {n: [h.default] for n, h in system.space.items() if h.default is not None}
     for grid in (config.search.grid, system.config.grid):
-        axes |= {name: axis_values(axis) for name, axis in grid.items() if name in axes}
+        axes |= {name: axis_values(axis) for name, axis in grid.items() if name in system.space}
     return axes
 
 
 def grid_of(config: Config, system: System) -> list[dict[str, float]]:
     """The hyperparameters of every trial of a method: the product of its axes, in order.
 
-    A method's own axis replaces a shared one; a hyperparameter without an axis has its default.
+    A method's own axis replaces a shared one; a hyperparameter without an axis has its default, or
+    none and is left out.
     """
     axes = _axes(config, system)
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

@@ -145,7 +145,8 @@ class Learner:
     def __post_init__(self) -> None:
         self.system = build_system(self.config, 0, self.tasks[0].task.shape)
         self.method = self.system.method
-        self.defaults = {name: hyper.default for name, hyper in self.system.space.items()}
+        space = self.system.space
+        self.defaults = {n: h.default for n, h in space.items() if h.default is not None}
 
     def parts(self, number: int) -> list[TaskData]:
         first = 1 if self.method.uses_all_tasks else number

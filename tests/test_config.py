@@ -60,7 +60,7 @@ def test_every_shipped_config_parses_and_resolves(path: Path) -> None:
     again = parse_config(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
     assert again == config
     assert resolve(again) == config
-    shape = (1, 28, 28)
+    shape = (3, 64, 64)
     for i in range(len(config.methods)):
         assert grid_of(config, build_system(config, i, shape))
     build_scenario(config)
@@ -360,6 +360,23 @@ def test_grids_a_methods_own_axis_over_the_shared_and_defaults_elsewhere() -> No
         {"lr": 0.6, "strength": 100.0},
     ]
     assert grid_of(search.config, clnp) == [{"lr": 0.1, "l1": 0.0}, {"lr": 0.1, "l1": 1.0}]
+
+
+def test_a_layers_own_strength_is_an_axis_where_a_grid_names_it() -> None:
+    """For a method that has it; unknown layers are refused with the known ones listed."""
+    data = whole(
+        methods=[{"name": "ewc"}, {"name": "clnp", "grid": {"l1.head": [0.5, 2.0]}}],
+        search={"grid": {"lr": 0.1, "l1": 0.2, "l1.fc2": 0.3}},
+    )
+    ewc, clnp = (grid_of(parse_config(data), system) for system in checked(data).systems)
+    common = {"lr": 0.1, "l1": 0.2, "l1.fc2": 0.3}
+    assert clnp == [{**common, "l1.head": 0.5}, {**common, "l1.head": 2.0}]
+    assert ewc == [{"lr": 0.1, "strength": 100.0}]
+    error = refused(whole(methods=[{"name": "clnp", "grid": {"l1.conv1": 0.1}}]))
+    assert error.field == "methods[0].grid.l1.conv1"
+    assert error.allowed == "one of l1, l1.fc1, l1.fc2, l1.head, lr"
+    error = refused(whole(search={"grid": {"l1.fc1": -1.0}}))
+    assert (error.field, error.value) == ("search.grid.l1.fc1", -1.0)
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SerialSearcher, SilentProgress, SilentTracker, shared_data
+from helpers import SerialSearcher, SilentProgress, SilentTracker
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,8 +18,6 @@ from clsearch.dry_run import FLOAT, duration, forecast
 from clsearch.folder import open_store
 from clsearch.sequence import Search
 from clsearch.system import resolve
-
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 
 
 def settings(**sections: Any) -> dict[str, Any]:
@@ -67,6 +65,18 @@ def test_memory_and_time_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert joint.seconds == 0.5 * 2 * (13 + 26 + 39) * 2
 
 
+def test_augmented_members_hold_images_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_step_seconds", lambda *_: 0.5)
+    split = settings(scenario={"name": "split", "source": "digits"})
+    augmented = {**split, "training": {**split["training"], "augment": {"flip": True}}}
+    before, after = (forecast(search_of(tmp_path, data), 1) for data in (split, augmented))
+    assert [f.pack for f in after] == [3, 1]
+    grown = [b.memory - a.memory for a, b in zip(before, after, strict=True)]
+    assert grown == [FLOAT * 100 * 64 * 2, 0]
+
+
 def test_time_is_measured(tmp_path: Path) -> None:
     """More than no time, and less than the whole test may take; one thread, and then as before."""
     threads = torch.get_num_threads()
@@ -96,17 +106,3 @@ def test_a_wrong_config_is_refused_and_nothing_written(
     ended = CliRunner().invoke(app, ["run", "config.yaml", "--dry-run"])
     assert "ewcc" in str(ended.exception)
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda p: p.stem)
-def test_every_experiment_can_be_planned(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CLSEARCH_DATA", str(shared_data()))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dry_run, "TURNS", 1)
-    ended = CliRunner().invoke(app, ["run", str(config), "--dry-run"])
-    assert ended.exit_code == 0, ended.output
-    assert "trials at most" in ended.output
-    assert list(tmp_path.iterdir()) == []

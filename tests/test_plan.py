@@ -85,6 +85,10 @@ def test_everything_that_matters_changes_the_key(monkeypatch: pytest.MonkeyPatch
             tiny_config(ewc(), training={"epochs": 2, "batch_size": 8, "optimizer": "sgd"})
         ),
         "patience": key(tiny_config(ewc(), training={"epochs": 2, "batch_size": 8, "patience": 1})),
+        **{
+            f"augment {n}": key(tiny_config(ewc(), training={"epochs": 2, "augment": {"crop": n}}))
+            for n in (1, 2)
+        },
         "thresholds": key(tiny_config(ewc(), selection={"thresholds": 9})),
         "task": key(parts=TASKS[2:3]),
         "tasks": key(parts=TASKS[:2]),
@@ -108,6 +112,18 @@ def test_everything_that_matters_changes_the_key(monkeypatch: pytest.MonkeyPatch
     found["schema"] = key()
     twice = [name for name, value in found.items() if list(found.values()).count(value) > 1]
     assert not twice
+
+
+def test_options_left_out_are_not_in_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that keys are those of versions that did not have them."""
+    hashed: list[Any] = []
+    monkeypatch.setattr(plan, "digest", lambda content: hashed.append(content) or "key")
+    config = tiny_config({"name": "clnp", "grid": {"l1": [0.1]}})
+    system = build_system(config, 0, (1, 2, 3))
+    (hyper,) = hyperparameters_of(config, system, 1, None)
+    key(config, system=system, hyperparameters=hyper)
+    assert "augment" not in hashed[0]["training"]
+    assert set(hashed[0]["hyperparameters"]) == {"lr", "l1"}
 
 
 def test_commit_key() -> None:

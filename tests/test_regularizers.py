@@ -667,6 +667,35 @@ def test_l1_proximal_step_by_hand() -> None:
     assert float(regularizer.penalty(WEIGHTS, {}, {}, {"l1": torch.tensor(1.0)})) == 0.0
 
 
+def test_l1_of_a_layer_stands_in_place_of_the_whole_times_its_factor() -> None:
+    """0.1·2·6 + 3·2 with a head of its own, 5·6 + 0.1·0.5·2 with a first layer of its own."""
+    regularizer = l1(layers=[2.0, 0.5])
+    for own, value in ({"l1.head": 3.0}, 7.2), ({"l1.fc1": 5.0}, 30.1), ({"l1.fc1": 0.0}, 0.1):
+        hyper = {n: torch.tensor(v) for n, v in {"l1": 0.1, **own}.items()}
+        assert float(regularizer.penalty(WEIGHTS, {}, {}, hyper)) == pytest.approx(value)
+    silent = l1(layers=[0.0, 0.5], mode="proximal")
+    stacked = {n: v.expand(1, *v.shape).clone() for n, v in WEIGHTS.items()}
+    hyper = {"lr": torch.tensor([0.5]), "l1": torch.tensor([2.0]), "l1.fc1": torch.tensor([5.0])}
+    silent.after_update(stacked, hyper)
+    assert stacked["fc1.weight"][0].tolist() == [[0.0, 0.0], [0.0, 0.5]]  # cut by 0.5·5
+    assert stacked["head.0.weight"][0].tolist() == [[0.0, -1.0]]  # cut by 0.5·2·0.5
+
+
+def test_l1_gradient_of_layers_of_their_own_is_autograds() -> None:
+    regularizer, params = made("l1_param", {"layers": [0.5, 0.0, 2.0]}), stack()
+    assert [*regularizer.axes] == ["l1", "l1.fc1", "l1.fc2", "l1.head"]
+    rng = generator("l1-layers")
+    hyper = {n: torch.rand(MEMBERS, generator=rng) for n in ("l1", "l1.fc2", "l1.head")}
+    grads = {n: torch.zeros_like(v) for n, v in params.items()}
+    regularizer.add_gradient(grads, params, hyper)
+    for k in range(MEMBERS):
+        leaves = {n: v[k].clone().requires_grad_() for n, v in params.items()}
+        regularizer.penalty(leaves, {}, {}, {n: v[k] for n, v in hyper.items()}).backward()
+        for n, leaf in leaves.items():
+            wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            torch.testing.assert_close(grads[n][k], wanted)
+
+
 def test_l1_proximal_training_reaches_exact_zeros_and_gradient_does_not() -> None:
     """CLNP's frozen weights are covered in test_methods; here every weight may move."""
     zeros = {}

@@ -245,6 +245,16 @@ def test_first_task_protocol_searches_once(tmp_path: Path) -> None:
     assert first.hyperparameters == second.hyperparameters
 
 
+def test_strengths_of_layers_are_searched_and_stand_in_the_tables(tmp_path: Path) -> None:
+    entry = {"name": "clnp", "grid": {"l1.fc1": [0.0, 0.01], "lr": 0.01}}
+    found = run(tmp_path, settings([entry]))
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert sorted(row["hp_l1.fc1"] for row in rows) == [0.0, 0.0, 0.01, 0.01]
+    weak, strong = found.records[:2]
+    assert weak.curve != strong.curve or weak.scan != strong.scan
+    assert "l1.fc1" in json.loads((tmp_path / "selections.json").read_text())[0]["hyperparameters"]
+
+
 def test_selections_do_not_depend_on_workers_or_packs(tmp_path: Path) -> None:
     grid = {"grid": {"lr": [0.001, 0.003, 0.01, 0.02, 0.03]}}
     results = []

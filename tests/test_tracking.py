@@ -437,6 +437,15 @@ def test_long_histories_are_logged_in_batches(out: Path) -> None:
     assert len(look.get_metric_history(run, "scan_free.fc2")) == 100
 
 
+def test_a_layers_own_strength_is_a_parameter(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    tracker.trial(trial(1, hyperparameters={"lr": 0.001, "l1.conv1": 1e-5}))
+    assert tracker.close(60) == 0
+    (run,) = (run for name, run in runs(client(out)).items() if "l1.conv1=1e-05" in name)
+    assert run.data.params == {"lr": "0.001", "l1.conv1": "1e-05"}
+
+
 # Entries that MLflow refuses, and folders that cannot be written
 
 

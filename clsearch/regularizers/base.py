@@ -74,6 +74,11 @@ class Regularizer(ABC):
         return {}
 
     @property
+    def axes(self) -> Mapping[str, Hyper]:
+        """What a grid may name: `space`, and what is there for this backbone besides."""
+        return self.space
+
+    @property
     def updates(self) -> bool:
         """Whether `after_update` does anything, and has to be called."""
         return type(self).after_update is not Regularizer.after_update

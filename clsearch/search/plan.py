@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from clsearch.config import Config
+from clsearch.config import Config, TrainingConfig
 from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.records import SCHEMA, Selection, digest
@@ -55,7 +55,7 @@ def trial_key(
         "method": _part(system.method),
         "regularizers": [_part(r) for r in system.regularizers],
         "model": _model(system.backbone),
-        "training": config.training.model_dump(),
+        "training": _training(config.training),
         "thresholds": config.selection.thresholds,
         "tasks": [{"number": p.task.number, "head": p.task.head, "data": p.digest} for p in parts],
         "shared_head": shared_head,
@@ -63,6 +63,11 @@ def trial_key(
         "hyperparameters": dict(hyperparameters),
     }
     return digest(content)
+
+
+def _training(training: TrainingConfig) -> dict[str, Any]:
+    """What training contributes: without augmentation, as keys were before there was any."""
+    return training.model_dump(exclude=None if training.augment else {"augment"})
 
 
 def _part(plugin: Method | Regularizer | Backbone) -> dict[str, Any]:

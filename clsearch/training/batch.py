@@ -11,6 +11,7 @@ from torch import Tensor
 from clsearch.data.base import Samples
 from clsearch.models.base import Backbone, Gates, Tap, forward, head_names
 from clsearch.scenarios.base import InputTransform, Task, TaskData
+from clsearch.training.augment import Views
 from clsearch.training.tap import Noise
 
 
@@ -54,6 +55,7 @@ class Readout:
 class Batch:
     """Normalised images `x` float32 `[B, C, H, W]`, labels `y` int64 `[B]`.
 
+    Where each of K members sees the images in its own way, `x` is `[K, B, C, H, W]`.
     `group` int64 `[B]` says which task each sample is of, where the readout has several heads.
     `targets` `[B, …]` by name are what a method that distils keeps the samples' answers to.
     `noise` is what dropout draws; without, nothing is dropped.
@@ -100,9 +102,11 @@ class DeviceData:
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
-    def batch(self, index: Tensor, noise: Noise | None = None) -> Batch:
-        """The samples at `index` int64 `[B]`, normalised."""
+    def batch(self, index: Tensor, noise: Noise | None = None, views: Views | None = None) -> Batch:
+        """The samples at `index` int64 `[B]`, normalised; with `views` as each member sees them."""
         pixels = self.inputs.index_select(0, index)
+        if views is not None:
+            pixels = views.of(pixels)
         group = None if self.group is None else self.group.index_select(0, index)
         labels = self.labels.index_select(0, index)
         targets = {name: value.index_select(0, index) for name, value in self.targets.items()}

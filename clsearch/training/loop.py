@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from clsearch.config import TrainingConfig
 from clsearch.models.base import Params
+from clsearch.records import digest
+from clsearch.training.augment import Views
 from clsearch.training.batch import DeviceData, PackData
 from clsearch.training.step import Objective
 from clsearch.training.tap import Noise
@@ -61,10 +64,11 @@ def train_pack(
 ) -> Iterator[Trained]:
     """Trains one member for each of `hypers` and yields each as soon as its fate is known.
 
-    All members share initial weights and the order of the samples (common random numbers). A
-    member whose loss or weights stop being finite is yielded with the reason and dropped, and so
-    is one that stops early; the others go on bit for bit as if alone. One that ends with finite
-    weights and a cross-entropy far above a guess's has diverged, and is yielded with that reason.
+    All members share initial weights and the order of the samples (common random numbers); what
+    augmentation draws goes by a member's hyperparameters, whatever pack it is in. A member whose
+    loss or weights stop being finite is yielded with the reason and dropped, and so is one that
+    stops early; the others go on bit for bit as if alone. One that ends with finite weights and a
+    cross-entropy far above a guess's has diverged, and is yielded with that reason.
     """
     device = data.train.inputs.device
     pack = _Pack(objective, hypers, config, device)
@@ -74,7 +78,8 @@ def train_pack(
         order = torch.randperm(n, generator=generator(f"order-{epoch}")).to(device)
         pack.warm_up(epoch)
         noise = generator(f"dropout-{epoch}")
-        finite = pack.epoch(torch.split(order, config.batch_size), train, noise)
+        views = pack.views(n, epoch, generator)
+        finite = pack.epoch(torch.split(order, config.batch_size), train, noise, views)
         yield from pack.drop_broken(finite, epoch)
         if not pack.members:
             return
@@ -103,7 +108,7 @@ class _Pack:
             for name, mask in objective.start.trainable.items()
             if not bool(mask.all())
         }
-        self.members = list(range(len(hypers)))
+        self.members, self.hypers = list(range(len(hypers))), hypers
         self.gradient, self.hits = objective.gradient(), objective.hits()
         k = len(hypers)
         self.stack, self.statistics = (
@@ -132,14 +137,31 @@ class _Pack:
             self.held, self.gradient = [], self.objective.gradient()
             self.optimizer = PackOptimizer(self.config, self.stack, self.optimizer.rates)
 
-    def epoch(self, batches: Sequence[Tensor], data: DeviceData, source: torch.Generator) -> Tensor:
+    def views(
+        self, samples: int, epoch: int, generator: Callable[[str], torch.Generator]
+    ) -> list[Views] | list[None]:
+        """How the members see the samples of each batch of an epoch; None: as they are."""
+        size, augment = self.config.batch_size, self.config.augment
+        if augment is None:
+            return [None] * math.ceil(samples / size)
+        names = [digest(dict(self.hypers[member])) for member in self.members]
+        sources = [generator(f"augment-{epoch}-{name}") for name in names]
+        return Views.draw(augment, sources, samples, self.entropy.device).split(size)
+
+    def epoch(
+        self,
+        batches: Sequence[Tensor],
+        data: DeviceData,
+        source: torch.Generator,
+        views: Sequence[Views | None],
+    ) -> Tensor:
         """One pass over the samples; bool `[steps, K]`: which losses were finite.
 
         Dropout draws from `source`.
         """
         losses, entropies = [], []
-        for index in batches:
-            batch = data.batch(index, Noise(source))
+        for index, own in zip(batches, views, strict=True):
+            batch = data.batch(index, Noise(source), own)
             gradient = self.gradient(self.stack | self.statistics, self.hyper, batch)
             for name in self.held:
                 gradient.whole[name].zero_()

@@ -29,6 +29,9 @@ from clsearch.training.tap import Noise, TrainingTap
 Stack = dict[str, Tensor]
 """Trained parameters and running statistics of a pack by name, `[K, …]`."""
 
+OWN_IMAGES = 5
+"""Dimensions of images that each member has its own of, `[K, B, C, H, W]`."""
+
 
 def state_of(regularizer: Regularizer, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A regulariser's part of `ChainState.regularizer_state`, by its own names."""
@@ -124,8 +127,8 @@ class Objective:
     ) -> tuple[Tensor, Tensor, Stack]:
         """Each member's mean cross-entropy and the terms that autograd differentiates, `[K]`, and
         the batch's moments."""
-        shared = (batch.x, batch.group, batch.targets, batch.noise)
-        logits, terms, *moments = self._members(self.outputs, (stack, hyper), shared)
+        shared = (batch.group, batch.targets, batch.noise)
+        logits, terms, *moments = self._members(self.outputs, (stack, hyper), batch.x, shared)
         k, b, _ = logits.shape
         each = cross_entropy(logits.flatten(0, 1), batch.y.repeat(k), reduction="none")
         found = dict(zip(self.start.statistics, moments, strict=True))
@@ -135,22 +138,29 @@ class Objective:
         self,
         function: Callable[..., tuple[Tensor, ...]],
         stacks: Sequence[Mapping[str, Tensor]],
+        x: Tensor,
         shared: Sequence[Any],
     ) -> Iterable[Tensor]:
-        """What a function of one member's tensors, and of what all share, gives of each; stacked.
+        """What a function of one member's tensors, images and what all share gives of each;
+        stacked.
 
-        `shared` starts with the images, whose device decides how.
+        The images `x` are each member's own, `[K, B, C, H, W]`, or for all, `[B, C, H, W]`. Their
+        device decides how.
         """
-        device = shared[0].device
+        device, own = x.device, x.ndim == OWN_IMAGES
         loop = self.backbone.convolutional and device.type == "cpu"
         with fast_linear(device, packed=not loop):
             if not loop:
-                in_dims = (0,) * len(stacks) + (None,) * len(shared)
+                in_dims = (0,) * len(stacks) + (0 if own else None,) + (None,) * len(shared)
                 pack = vmap(function, in_dims=in_dims, randomness="same")
-                return tuple(pack(*stacks, *shared))
+                return tuple(pack(*stacks, x, *shared))
             parts = [{name: value.unbind(0) for name, value in s.items()} for s in stacks]
             results = [
-                function(*({name: one[k] for name, one in part.items()} for part in parts), *shared)
+                function(
+                    *({name: one[k] for name, one in part.items()} for part in parts),
+                    x[k] if own else x,
+                    *shared,
+                )
                 for k in range(len(next(iter(stacks[0].values()))))
             ]
         return tuple(map(torch.stack, zip(*results, strict=True)))
@@ -208,7 +218,7 @@ class Objective:
 
         @torch.no_grad()
         def of(stack: Stack, batch: Batch) -> Tensor:
-            (right,) = self._members(one, (stack,), (batch.x, batch.y, batch.group))
+            (right,) = self._members(one, (stack,), batch.x, (batch.y, batch.group))
             return right
 
         return of
