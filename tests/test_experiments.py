@@ -15,7 +15,12 @@ from typer.testing import CliRunner
 
 from clsearch import dry_run
 from clsearch.cli import app
+from clsearch.config import load_config
+from clsearch.errors import InputError
 from clsearch.models.alexnet import AlexNet, AlexNetOptions
+from clsearch.sequence import Search
+from clsearch.store import Store
+from clsearch.system import resolve
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMALL: dict[str, dict[str, Any]] = {
@@ -101,6 +106,17 @@ def test_an_experiment_is_planned_as_published(
     assert {method: int(rows[method][1].replace(",", "")) for method in trials} == trials
     assert f"{sum(trials.values())} trials at most" in ended.output
     assert len(re.findall(r"^ *\d+ +[\w-]+ +3x\d+x\d+", ended.output, re.M)) == tasks
+
+
+@pytest.mark.parametrize("path", WITH_IMAGES, ids=lambda p: p.stem)
+def test_an_experiment_on_real_images_checks(path: Path) -> None:
+    config = resolve(load_config(path))
+    try:
+        Search(config, Path("unused"), Store("/tmp"))
+    except InputError as error:
+        if "digits" in str(config.scenario.options) or "folder" not in str(error).lower():
+            raise
+        pytest.skip(f"its images are not here: {error}")
 
 
 @pytest.mark.slow
