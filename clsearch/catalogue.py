@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from clsearch.config import Plugin, Space
+from clsearch.axes import Space
+from clsearch.config import Plugin
 from clsearch.data.base import SourceConfig
 from clsearch.errors import unknown
 from clsearch.methods.base import Method

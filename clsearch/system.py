@@ -12,15 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clsearch.config import (
-    AugmentConfig,
-    Config,
-    Grid,
-    MethodConfig,
-    Plugin,
-    axis_values,
-    checked_options,
-)
+from clsearch.axes import Grid, axis_values
+from clsearch.config import AugmentConfig, Config, MethodConfig, Plugin, checked_options
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
 from clsearch.methods.base import Method

@@ -17,7 +17,7 @@ SOURCES = {
 
 ROOMS = [
     *("errors", "rng", "records", "space", "options", "plugins", "files", "products"),
-    *("messages", "config"),
+    *("messages", "axes", "config"),
     *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
     *("system", "store", "protocols", "trial", "jobs", "search"),

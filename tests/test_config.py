@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clsearch.config import MAX_BYTES, Config, Space, axis_values, load_config, parse_config
+from clsearch.axes import Space, axis_values
+from clsearch.config import MAX_BYTES, Config, load_config, parse_config
 from clsearch.errors import InputError
 from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
