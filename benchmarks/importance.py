@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    _, data, _ = load(given.samples)
+    _, data, _ = load(SHAPE, given.samples)
     few = data.part(torch.arange(given.loop))
     print(machine())
     for width in (256, 2000):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks._machine import machine
-from benchmarks.threshold_scan import SHAPE, TRANSFORM, load
+from benchmarks.threshold_scan import SHAPE, TRANSFORMS, load
 from clsearch.config import TrainingConfig
 from clsearch.data._torchvision import torchvision
 from clsearch.methods.base import Start
@@ -77,7 +77,10 @@ class FieldData(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.pixels = data.inputs[:, 0].numpy()
         self.labels = data.labels.tolist()
         self.transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(TRANSFORM.mean, TRANSFORM.std)]
+            [
+                transforms.ToTensor(),
+                transforms.Normalize(TRANSFORMS[SHAPE].mean, TRANSFORMS[SHAPE].std),
+            ]
         )
 
     def __len__(self) -> int:
@@ -162,9 +165,11 @@ class Pack:
     def train(self, epochs: int) -> int:
         """Trains the pack for some epochs; returns how many trial-steps that were."""
         size = STEPS[self.width] * BATCH
-        part = DeviceData(self.data.inputs[:size], self.data.labels[:size], None, TRANSFORM)
+        part = DeviceData(self.data.inputs[:size], self.data.labels[:size], None, TRANSFORMS[SHAPE])
         held = size // 10  # the share of `scenario.validation` by default
-        test = DeviceData(self.data.inputs[-held:], self.data.labels[-held:], None, TRANSFORM)
+        test = DeviceData(
+            self.data.inputs[-held:], self.data.labels[-held:], None, TRANSFORMS[SHAPE]
+        )
         config = TrainingConfig(epochs=epochs, batch_size=BATCH)
         found = list(
             train_pack(
@@ -183,7 +188,7 @@ class Pack:
 def worker(pipe: Connection) -> None:
     """Answers each (width, K, seconds) with its trial-steps per second."""
     prepare_worker()
-    data, _, _ = load(5000)
+    data, _, _ = load(SHAPE, 5000)
     pipe.send(0.0)
     epochs: dict[tuple[int, int], int] = {}
     while (asked := pipe.recv()) is not None:
@@ -268,7 +273,7 @@ def main() -> None:
     given: Any = parser.parse_args()
     if given.quick:
         given.seconds, given.turns = 0.5, 1
-    data, _, what = load(5000)
+    data, _, what = load(SHAPE, 5000)
     print(machine())
     print(f"load of the machine before the run: {os.getloadavg()[0]:.1f} (0 is idle)")
     print(f"{given.workers} workers of one thread; {what.removeprefix('trained on ')}")
