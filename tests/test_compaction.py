@@ -144,6 +144,19 @@ def test_what_is_needed_by_hand() -> None:
     assert kept["head.0.weight"].tolist() == [[1.0], [0.0]]
 
 
+def test_what_a_needed_neuron_competes_with_is_needed_with_all_it_reads() -> None:
+    """The head reads fc2's first neuron; its rival reads fc1's second group, and nothing else."""
+    backbone = MLP(MLPOptions(hidden=[4, 2], activation="lwta", group=2), (1, 2, 2))
+    source = generator("compaction", "rivals")
+    params = initial_parameters(backbone, source) | initial_head(0, 2, 2, source)
+    params["fc2.weight"] = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    params["head.0.weight"] = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    small, kept = compact(backbone, params, 0, None)
+    assert [u.units for u in small.unit_layers] == [4, 2]
+    x = torch.randn(50, 1, 2, 2, generator=source)
+    close(forward(small, kept, x, 0, None)[0], forward(backbone, params, x, 0, None)[0])
+
+
 def test_a_gate_within_a_group_leaves_the_group_and_silences_the_neuron() -> None:
     backbone = MLP(MLPOptions(hidden=[6], activation="lwta", group=3), (1, 2, 2))
     source = generator("compaction", "lwta")
