@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clsearch.data._images import Colour, Size, conform
 from clsearch.data.base import RawData, Samples, Source, SourceConfig, build_source, data_root
 from clsearch.errors import InputError
 from clsearch.records import digest
@@ -89,6 +90,19 @@ class Pool:
         return self._split[2]
 
 
+class ConformedPool(Pool):
+    """A pool whose images are brought to one size and to the same channels."""
+
+    def __init__(
+        self, source: Source, options: ScenarioOptions, size: Size | None, colour: Colour | None
+    ) -> None:
+        super().__init__(source, options)
+        self.size, self.colour = size, colour
+
+    def read(self) -> RawData:
+        return conform(super().read(), self.size, self.colour, self.source.storage)
+
+
 class PlannedScenario(Scenario):
     """A scenario whose tasks are planned, each from one pool.
 
@@ -140,11 +154,18 @@ class PlannedScenario(Scenario):
         (pool, plan), task = self._step(number), self.tasks[number - 1]
         train, validation = (_select(p, plan, task) for p in (pool.raw.train, pool.validation))
         kept_back = int(_members(pool.test, plan).sum())
-        return TaskData(task, train, validation, _digest(task, train, validation), kept_back)
+        if number not in self._digests:
+            self._digests[number] = _digest(task, train, validation)
+        return TaskData(task, train, validation, self._digests[number], kept_back)
 
     def test(self, number: int) -> Samples:
         pool, plan = self._step(number)
         return _select(pool.test, plan, self.tasks[number - 1])
+
+    @cached_property
+    def _digests(self) -> dict[int, str]:
+        """Those of tasks whose data has been made: every sample is read for one."""
+        return {}
 
     @cached_property
     def _steps(self) -> tuple[tuple[Pool, Plan], ...]:
@@ -172,7 +193,7 @@ class SourceScenario(PlannedScenario):
 
     def __init__(self, options: SourceOptions) -> None:
         super().__init__(options)
-        self.source = build_source(options.source, "scenario.source")
+        self.source = build_source(options.source, "scenario.source", options.storage())
         self.pool = Pool(self.source, options)
         self.incremental = options.incremental
 
@@ -215,7 +236,7 @@ def _select(samples: Samples, plan: Plan, task: Task) -> Samples:
     chosen = samples[_members(samples, plan)]
     new = torch.zeros(max(plan.classes) + 1, dtype=torch.int64)
     new[torch.tensor(plan.classes)] = torch.arange(len(plan.classes))
-    return Samples(task.transform.permute(chosen.inputs).contiguous(), new[chosen.labels])
+    return Samples(task.transform.permute(chosen.inputs), new[chosen.labels])
 
 
 def _digest(task: Task, train: Samples, validation: Samples) -> str:
