@@ -139,9 +139,9 @@ def arrays(root: Path) -> None:
         np.savez(root / "arrays" / f"{part}.npz", images=images, labels=labels)
 
 
-def photographs(place: Path, names: list[str]) -> None:
-    """Images of several sizes, the first white, the n-th with the noise of n."""
-    for i, name in enumerate(names):
+def photographs(place: Path, names: list[str], first: int = 0) -> None:
+    """Images of several sizes, the n-th with the noise of n; number 0 is white."""
+    for i, name in enumerate(names, start=first):
         array = noise(18 + i % 5, 20 - i % 3, 3, seed=i)
         save(place / name, array if i else np.full_like(array, 255), "JPEG")
 
@@ -209,7 +209,7 @@ def cars(root: Path) -> None:
     kind = np.dtype([(field, object) for field in (*corners, "class", "fname")])
     for part, count in (("train", 160), ("test", 40)):
         names = [f"{i + 1:05d}.jpg" for i in range(count)]
-        photographs(place / f"cars_{part}", names)
+        photographs(place / f"cars_{part}", names, first=0 if part == "train" else 160)
         rows = [(1, 2, 9, 8, i % 8 + 1, name) for i, name in enumerate(names)]
         found = np.array([rows], dtype=kind)
         savemat(place / "devkit" / f"cars_{part}_annos.mat", {"annotations": found})
@@ -246,7 +246,7 @@ def letters(root: Path) -> None:
     """All 62 characters, of which the first ten are digits."""
     place = root / "English" / "Img" / "GoodImg" / "Bmp"
     for number in range(1, 63):
-        for j in range(1, 6):
+        for j in range(1, 9):
             name = f"Sample{number:03d}/img{number:03d}-{j:05d}.png"
             save(place / name, noise(18 + j, 20 - j, 3, seed=10 * number + j))
 

@@ -435,10 +435,10 @@ def test_letters_are_without_the_digits(tmp_path: Path) -> None:
     raw = make_source("letters").load(tmp_path, download=False)
     assert raw.test is None
     assert "".join(raw.classes) == string.ascii_uppercase + string.ascii_lowercase
-    assert raw.train.labels.bincount().tolist() == [5] * 52
+    assert raw.train.labels.bincount().tolist() == [8] * 52
     stored = noise(18 + 2, 20 - 2, 3, seed=10 * 37 + 2)  # the second a
     fitted = ImageOps.fit(Image.fromarray(stored), (16, 16), Image.Resampling.BILINEAR)
-    found = raw.train.inputs[26 * 5 + 1].numpy()
+    found = raw.train.inputs[26 * 8 + 1].numpy()
     assert np.array_equal(found, np.asarray(fitted).transpose(2, 0, 1))
     shutil.rmtree(tmp_path / "English" / "Img" / "GoodImg" / "Bmp" / "Sample020")
     assert "Sample020 has no images of J" in refused(make_source("letters"), tmp_path)

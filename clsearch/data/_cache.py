@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -27,8 +28,11 @@ from clsearch.data._stored import GIB, ImageFile
 from clsearch.errors import ClsearchError, InputError
 from clsearch.files import atomic_write, cores
 
-BATCH = 64
-"""Images that a worker decodes at a time."""
+BATCH, WORKERS = 64, 8
+"""Images that a worker decodes at a time; workers at most: each has torch in its memory."""
+
+FEW = 4 * BATCH
+"""Images that are decoded sooner than workers have started."""
 
 Decoder = Callable[[Any], Tensor | str]
 """From an encoded image to uint8 `[C, H, W]`, or to the reason why it cannot be decoded."""
@@ -127,18 +131,20 @@ def _decode_all(
     images: Iterable[Any], image: ImageFile, place: Path, decoder: Decoder
 ) -> dict[int, str]:
     """Decodes every image into its row of `place`; a few batches are under way at a time."""
-    workers, damaged = cores(), dict[int, str]()
-    under_way: deque[Future[dict[int, str]]] = deque()
-    source, start = iter(images), 0
+    work = partial(_decode_batch, place, image.shape, decoder)
+    damaged, under_way = dict[int, str](), deque[Future[dict[int, str]]]()
+    batches = _batches(images)
+    if image.count <= FEW:
+        for start, batch in batches:
+            damaged |= work(start, batch)
+        return damaged
+    workers = min(cores(), WORKERS)
     context = get_context("spawn")  # a fork would copy locks that torch's threads may hold
     try:
         with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
-            while batch := list(islice(source, BATCH)):
-                under_way.append(
-                    pool.submit(_decode_batch, place, image.shape, start, batch, decoder)
-                )
-                start += len(batch)
-                if len(under_way) > 2 * workers:
+            for start, batch in batches:
+                under_way.append(pool.submit(work, start, batch))
+                if len(under_way) > workers + 1:
                     damaged |= under_way.popleft().result()
             for done in under_way:
                 damaged |= done.result()
@@ -148,6 +154,14 @@ def _decode_all(
             " starts them well only from below `if __name__ == '__main__':`"
         ) from error
     return damaged
+
+
+def _batches(images: Iterable[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Some images at a time, with the row of the first."""
+    source, start = iter(images), 0
+    while batch := list(islice(source, BATCH)):
+        yield start, batch
+        start += len(batch)
 
 
 def _begin_worker() -> None:
@@ -164,7 +178,7 @@ def _begin_worker() -> None:
 
 
 def _decode_batch(
-    place: Path, shape: tuple[int, int, int], start: int, batch: list[Any], decoder: Decoder
+    place: Path, shape: tuple[int, int, int], decoder: Decoder, start: int, batch: list[Any]
 ) -> dict[int, str]:
     """Decodes some images into the rows from `start` on; returns reasons by damaged row."""
     damaged, size = dict[int, str](), math.prod(shape)
