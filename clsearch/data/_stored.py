@@ -18,7 +18,7 @@ GIB = 1 << 30
 SHARE = 4
 """A set may take this part of the machine's memory, unless another limit is given: the split, the
 task at hand and the workers' shared copy of it take as much again."""
-CHUNK = 8 << 20
+CHUNK = 2 << 20
 """Bytes of a file that are worked on at a time."""
 
 
