@@ -107,8 +107,9 @@ class PlannedScenario(Scenario):
     """A scenario whose tasks are planned, each from one pool.
 
     An image held out for validation or testing is held out in every task. Raises `InputError` on
-    first use for what `Source.load` refuses, for a task with a part that has no samples, for
-    tasks whose images differ in shape, and for tasks that cannot share one output layer.
+    first use for what `Source.load` refuses, for a task with a part that has no samples or a class
+    without training samples, for tasks whose images differ in shape, and for tasks that cannot
+    share one output layer.
     """
 
     @abstractmethod
@@ -169,7 +170,7 @@ class PlannedScenario(Scenario):
 
     @cached_property
     def _steps(self) -> tuple[tuple[Pool, Plan], ...]:
-        """The tasks, each known to have samples in every part."""
+        """The tasks, each known to have samples in every part, and of every class to train on."""
         steps = tuple(self.steps())
         for pool, plan in steps:
             parts = {"training": pool.raw.train, "validation": pool.validation, "test": pool.test}
@@ -180,6 +181,11 @@ class PlannedScenario(Scenario):
                     allowed = f"a share that leaves task {plan.name!r} {part} samples"
                     step = f"Its classes have too few images in {pool.source.name!r}."
                     raise InputError(field, share, allowed, step)
+            for label in plan.classes:
+                if not (pool.raw.train.labels == label).any():
+                    allowed = f"a class of task {plan.name!r} with training images"
+                    notes = " ".join(pool.raw.notes)
+                    raise InputError(pool.source.field, pool.raw.classes[label], allowed, notes)
         return steps
 
     def _step(self, number: int) -> tuple[Pool, Plan]:
