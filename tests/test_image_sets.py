@@ -121,7 +121,7 @@ def test_a_missing_set_says_what_belongs_where(name: str, tmp_path: Path) -> Non
     expected = {
         "actions": ("VOCdevkit/VOC2012", "ImageSets/Action/val.txt", "Annotations"),
         "cars": ("stanford_cars", "devkit/cars_meta.mat", "by hand from https://github.com"),
-        "letters": ("English/Img/GoodImg/Bmp", "Sample062", "by hand from http://www.ee.surrey"),
+        "letters": ("English/Img/GoodImg/Bmp", "Sample062", "by hand from https://teodecampos"),
         "aircraft": ("fgvc-aircraft-2013b", "data/images_variant_trainval.txt"),
         "birds": ("CUB_200_2011", "train_test_split.txt"),
         "flowers": ("flowers-102", "setid.mat"),

@@ -219,6 +219,23 @@ def test_options_are_described_and_unknown_ones_refused(name: str) -> None:
             options(**{**EXAMPLES.get(name, {}), **wrong})
 
 
+def test_object_recognition_is_the_papers_sequence() -> None:
+    """Its order, its heads and its sizes (MAS §5.1); the sets' own parts."""
+    scenario = make("object_recognition", tasks=SCENARIOS["object_recognition"].Options().tasks)
+    names = ["flowers", "scenes", "birds", "cars", "aircraft", "actions", "letters", "svhn"]
+    assert [task.name for task in scenario.tasks] == names
+    assert [task.head for task in scenario.tasks] == list(range(8))
+    assert {task.shape for task in scenario.tasks} == {(3, 16, 16)}
+    assert [len(task.classes) for task in scenario.tasks] == [8, 8, 8, 8, 8, 11, 52, 10]
+    assert SCENARIOS["object_recognition"].Options().size == 224
+    assert scenario.test(2).digest() == load_source("scenes").test.digest()
+    raw = load_source("scenes")
+    assert scenario.tasks[1].transform.mean == raw.mean
+    pair = make("object_recognition", tasks=["birds", "scenes"])
+    assert [task.name for task in pair.tasks] == ["birds", "scenes"]
+    assert pair.test(2).digest() == scenario.test(2).digest()
+
+
 # --- the split ------------------------------------------------------------------------------
 
 

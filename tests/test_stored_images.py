@@ -24,6 +24,7 @@ from clsearch.data._images import conform
 from clsearch.data._pixels import statistics
 from clsearch.data._stored import ImageFile, Storage, StoredImages, chunks, joined, part_of
 from clsearch.data.base import RawData, Samples
+from clsearch.dry_run import forecast
 from clsearch.errors import InputError, StoreError
 from clsearch.folder import open_store
 from clsearch.scenarios.base import InputTransform
@@ -277,6 +278,16 @@ def test_the_options_leave_a_run_what_it_is(root: Path) -> None:
     other = parse_config({**CONFIG, "scenario": {**scenario, "memory": 0.5, "cache": "here"}})
     assert resolve(other).identity() == resolve(plain).identity()
     assert resolve(other).scenario.options["cache"] == str(Path("here").absolute())
+
+
+def test_a_plan_counts_images_in_memory_alone(root: Path, tmp_path: Path) -> None:
+    plans, content = [], {**CONFIG, "methods": [{"name": "finetune"}]}
+    for memory in (None, 0):
+        scenario = {**SCENARIOS["split"], "root": str(root), "cache": str(tmp_path / "cache")}
+        config = resolve(parse_config({**content, "scenario": {**scenario, "memory": memory}}))
+        plans.append(forecast(Search(config, tmp_path, open_store(tmp_path)), 1)[0])
+    assert plans[0].trials == plans[1].trials
+    assert plans[0].memory - plans[1].memory == 72 * 3 * 12 * 12  # 4 classes, 18 of 20 images each
 
 
 def test_workers_are_sent_the_place_of_a_file_and_look_whether_it_is_there(

@@ -25,7 +25,7 @@ class Letters(ListedSource):
     name: ClassVar[str] = "letters"
     folder: ClassVar[str] = "English/Img/GoodImg/Bmp"
     expected: ClassVar[tuple[str, ...]] = ("Sample011", "Sample062")
-    published: ClassVar[str] = "http://www.ee.surrey.ac.uk/CVSSP/demos/chars74k"
+    published: ClassVar[str] = "https://teodecampos.github.io/chars74k"
 
     def listing(self, place: Path) -> Listing:
         found = []
