@@ -90,8 +90,8 @@ def decode(
     of decoded images that cannot be used, and where none is left.
     """
     storage, decoder = storage or Storage(), partial(_decoded, options=options)
-    good = ((i.name, i.label, p) for i in images if isinstance(p := decoder(i), Tensor))
-    first, _, one = next(good, ("", 0, None))
+    good = ((i.name, p) for i in images if isinstance(p := decoder(i), Tensor))
+    first, one = next(good, ("", None))
     good.close()
 
     def accept(damaged: Mapping[int, str]) -> tuple[str, ...]:
@@ -105,11 +105,10 @@ def decode(
     shape = (channels, height, width)
     try:
         if storage.takes(count * math.prod(shape)):
-            pixels, damaged = _into_memory(images, count, shape, decoder)
+            pixels, labels, damaged = _into_memory(images, count, shape, decoder)
         else:
-            file = ImageFile(
-                storage.folder / f"{_key(images, options, shape)}.images", count, shape
-            )
+            key, labels = _key(images, options, shape)
+            file = ImageFile(storage.folder / f"{key}.images", count, shape)
             damaged = decoded_file(images, file, decoder, accept)
             pixels = StoredImages((file,), torch.arange(count))
     except MixedSizeError as error:
@@ -118,7 +117,6 @@ def decode(
         allowed = "the [height, width] that all images are to have"
         raise InputError(f"{field}.size", options.size, allowed, step) from None
     notes = accept(damaged)
-    labels = torch.tensor([i.label for i in images], dtype=torch.int64)
     if damaged:
         kept = torch.ones(count, dtype=torch.bool)
         kept[list(damaged)] = False
@@ -128,28 +126,34 @@ def decode(
 
 def _into_memory(
     images: Iterable[Encoded], count: int, shape: tuple[int, ...], decoder: Decoder
-) -> tuple[Tensor, dict[int, str]]:
-    """The images uint8 `[count, C, H, W]`, and the reasons by damaged row."""
+) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """The images uint8 `[count, C, H, W]`, their labels, and the reasons by damaged row."""
     pixels, damaged = torch.empty((count, *shape), dtype=torch.uint8), dict[int, str]()
+    labels = torch.empty(count, dtype=torch.int64)
     for row, encoded in enumerate(images):
-        image = decoder(encoded)
+        image, labels[row] = decoder(encoded), encoded.label
         if isinstance(image, str):
             damaged[row] = image
         elif tuple(image.shape) != shape:
             raise MixedSizeError(encoded.name, tuple(image.shape))
         else:
             pixels[row] = image
-    return pixels, damaged
+    return pixels, labels, damaged
 
 
-def _key(images: Iterable[Encoded], options: ImageOptions, shape: Sequence[int]) -> str:
-    """A digest of all that decoding depends on: contents, form and the libraries that decode."""
+def _key(
+    images: Iterable[Encoded], options: ImageOptions, shape: Sequence[int]
+) -> tuple[str, Tensor]:
+    """A digest of all that decoding depends on, contents, form and the libraries that decode; and
+    the labels."""
     form = [options.size, options.colour, list(shape), PIL.__version__, features.version("jpg")]
     sha = hashlib.sha256(repr(form).encode())
-    for name, content, _, box in images:
+    labels = []
+    for name, content, label, box in images:
+        labels.append(label)
         sha.update(repr((name, box)).encode())
         sha.update(hashlib.sha256(_bytes(content)).digest())
-    return sha.hexdigest()[:32]
+    return sha.hexdigest()[:32], torch.tensor(labels, dtype=torch.int64)
 
 
 def _bytes(content: Path | bytes | np.ndarray) -> bytes:
