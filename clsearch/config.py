@@ -39,8 +39,8 @@ def checked_options(kind: type[Any], options: Mapping[str, Any], field: str) -> 
         raise from_pydantic(error, model, field) from error
 
 
-PLACES = frozenset({"root", "download", "path", "test_path"})
-"""Options of scenarios and sources that say where data lies, not what it is."""
+PLACES = frozenset({"root", "download", "path", "test_path", "memory", "cache"})
+"""Options of scenarios and sources that say where data lies or is kept, not what it is."""
 
 
 def without_places(options: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clsearch.config import Config
+from clsearch.data._stored import StoredImages
 from clsearch.protocols import Job
 from clsearch.records import Chain
 from clsearch.report.tables import Sheet
@@ -56,13 +57,22 @@ def forecast(search: Search, workers: int) -> list[Forecast]:
 
     Steps start from task 1, so that penalties and distillation of later tasks are not in them.
     """
-    sizes = [len(search.scenario.data(task.number).train) for task in search.tasks]
+    sizes, kept = [], []
+    for task in search.tasks:
+        train = search.scenario.data(task.number).train
+        sizes.append(len(train))
+        kept.append(0 if isinstance(train.inputs, StoredImages) else len(train))
     first = search.scenario.data(1)
-    return [_method(search, i, first, sizes, workers) for i in range(len(search.systems))]
+    return [_method(search, i, first, sizes, kept, workers) for i in range(len(search.systems))]
 
 
 def _method(
-    search: Search, index: int, first: TaskData, sizes: Sequence[int], workers: int
+    search: Search,
+    index: int,
+    first: TaskData,
+    sizes: Sequence[int],
+    kept: Sequence[int],
+    workers: int,
 ) -> Forecast:
     config, system = search.config, search.systems[index]
     chains = len(search.systems) * len(config.seeds)
@@ -90,7 +100,7 @@ def _method(
         len(cut[0]),
         int(count) * seeds,
         weights,
-        _memory(config, system, weights, len(cut[0]), max(_seen(system, sizes))),
+        _memory(config, system, weights, len(cut[0]), max(_seen(system, kept))),
         seconds * seeds,
     )
 
@@ -111,7 +121,7 @@ def _trials(config: Config, system: System, task: Task) -> int:
 
 def _memory(config: Config, system: System, weights: int, members: int, samples: int) -> int:
     """Bytes of a pack on its worker: weights, gradients and moments, activations and theirs, and
-    the images of its task. What a method remembers comes on top."""
+    the images of its task that are kept in memory. What a method remembers comes on top."""
     moments = 2 if config.training.optimizer == "adam" else int(config.training.momentum > 0)
     units = sum(u.units * u.rows for u in system.backbone.unit_layers)
     pixels = math.prod(system.backbone.shape)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from torch import Tensor
-
+from clsearch.data._stored import Images, chunks
 from clsearch.data.base import Samples
 from clsearch.scenarios.base import Scenario, Task
 from clsearch.scenarios.unlabelled import TEST_INPUTS
@@ -19,7 +18,7 @@ class HeldOut:
     `sources` are the images of the unlabelled sources, uint8 `[N, C, H, W]`.
     """
 
-    def __init__(self, scenario: Scenario, sources: Mapping[str, Tensor]) -> None:
+    def __init__(self, scenario: Scenario, sources: Mapping[str, Images]) -> None:
         self.scenario, self.sources = scenario, sources
         self._tests: dict[int, DeviceData] = {}
         self._validations: dict[int, DeviceData] = {}
@@ -37,7 +36,7 @@ class HeldOut:
             self._validations[task.number] = _plain(samples, task)
         return self._validations[task.number]
 
-    def unlabelled(self, source: str, task: Task) -> Tensor:
+    def unlabelled(self, source: str, task: Task) -> Images:
         """The images of a source as `task` sees them, uint8 `[N, C, H, W]`."""
         if source == TEST_INPUTS:
             return self.test(task).inputs
@@ -45,8 +44,10 @@ class HeldOut:
 
     def digest(self, source: str, task: Task) -> str:
         """The SHA-256 of those images."""
-        images = self.unlabelled(source, task).contiguous()
-        return hashlib.sha256(images.numpy().data).hexdigest()
+        sha = hashlib.sha256()
+        for images in chunks(self.unlabelled(source, task)):
+            sha.update(images.numpy().data)
+        return sha.hexdigest()
 
 
 def _plain(samples: Samples, task: Task) -> DeviceData:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from clsearch.axes import Grid, axis_values
 from clsearch.config import AugmentConfig, Config, MethodConfig, Plugin, checked_options
+from clsearch.data._stored import Images
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
 from clsearch.methods.base import Method
@@ -105,6 +104,8 @@ def resolve(config: Config) -> Config:
     scenario = checked_options(kind, config.scenario.options, "scenario").model_dump(mode="json")
     if scenario.get("root") or os.environ.get("CLSEARCH_DATA"):
         scenario["root"] = str(data_root(scenario.get("root")).absolute())
+    if scenario.get("cache"):
+        scenario["cache"] = str(Path(scenario["cache"]).expanduser().absolute())
     kind = find("clsearch.models", Backbone, config.model.name, "model.name")
     model = checked_options(kind, config.model.options, "model").model_dump(mode="json")
     return config.model_copy(
@@ -129,12 +130,12 @@ def _absolute(value: Any) -> Any:
 
 def check(
     config: Config, scenario: Scenario, systems: Sequence[System], tasks: Sequence[Task]
-) -> dict[str, Tensor]:
+) -> dict[str, Images]:
     """Raises `InputError` for combinations, options and grids that cannot be searched.
 
     Returns the images of the unlabelled sources that methods name, uint8 `[N, C, H, W]`.
     """
-    unlabelled: dict[str, Tensor] = {}
+    unlabelled: dict[str, Images] = {}
     if systems:
         systems[0].backbone.initial()  # raises for weights that do not fit
     if config.training.augment is not None:

@@ -126,3 +126,21 @@ def journal(out: Path) -> dict[str, int]:
     """The finished trials of a run: key to when its record was written, in nanoseconds."""
     found = out / "checkpoints" / "trials"
     return {p.parent.name: p.stat().st_mtime_ns for p in found.glob("[!.]*/manifest.json")}
+
+
+class Ended:
+    """How a command ended that was called in this process."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+def refused(ended: Ended, *words: str) -> None:
+    """Exit code 2 and one message on stderr that holds these words; no traceback."""
+    assert ended.code == 2, ended.err
+    assert ended.out == ""
+    assert ended.err.startswith("clsearch: ")
+    assert ended.err.count("clsearch: ") == 1
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err

@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from command import Ended
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Calls the entry point in this process: what is refused is refused before anything starts."""
+    from clsearch.cli import main
+
+    monkeypatch.delenv("CLSEARCH_DATA", raising=False)
+    monkeypatch.setattr("clsearch.cli.stop_on_signals", lambda: None)  # this process is pytest's
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr("sys.argv", ["clsearch", *map(str, arguments)])
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return run

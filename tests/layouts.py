@@ -17,11 +17,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "folder": {"path": "photos"},
     "parquet": {"path": "tables/train-*.parquet", "test_path": "tables/test-0.parquet"},
     "arrays": {"path": "arrays/train.npz", "test_path": "arrays/test.npz"},
-    **{name: {"size": 16} for name in ("aircraft", "birds", "flowers", "scenes")},
+    **{name: {"size": 16} for name in ("actions", "aircraft", "birds", "cars")},
+    **{name: {"size": 16} for name in ("flowers", "letters", "scenes")},
 }
 """What a source is told to find its layout, or to be quick with it."""
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+ACTIONS = [
+    "jumping", "phoning", "playinginstrument", "reading", "ridingbike", "ridinghorse", "running",
+    "takingphoto", "usingcomputer", "walking", "other",
+]  # fmt: skip
 INSECTS = ["ant", "bee", "cicada", "earwig", "fly", "hornet", "moth", "wasp"]
 
 
@@ -134,9 +139,9 @@ def arrays(root: Path) -> None:
         np.savez(root / "arrays" / f"{part}.npz", images=images, labels=labels)
 
 
-def photographs(place: Path, names: list[str]) -> None:
-    """Images of several sizes, the first white, the n-th with the noise of n."""
-    for i, name in enumerate(names):
+def photographs(place: Path, names: list[str], first: int = 0) -> None:
+    """Images of several sizes, the n-th with the noise of n; number 0 is white."""
+    for i, name in enumerate(names, start=first):
         array = noise(18 + i % 5, 20 - i % 3, 3, seed=i)
         save(place / name, array if i else np.full_like(array, 255), "JPEG")
 
@@ -192,9 +197,66 @@ def scenes(root: Path) -> None:
     lists(place, TrainImages=names[:160], TestImages=names[160:])
 
 
+def cars(root: Path) -> None:
+    """Structure arrays and cells, as MATLAB writes them."""
+    from scipy.io import savemat
+
+    place = root / "stanford_cars"
+    (place / "devkit").mkdir(parents=True)
+    models = np.array([[f"Maker {name} 2012" for name in INSECTS]], object)
+    savemat(place / "devkit" / "cars_meta.mat", {"class_names": models})
+    corners = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+    kind = np.dtype([(field, object) for field in (*corners, "class", "fname")])
+    for part, count in (("train", 160), ("test", 40)):
+        names = [f"{i + 1:05d}.jpg" for i in range(count)]
+        photographs(place / f"cars_{part}", names, first=0 if part == "train" else 160)
+        rows = [(1, 2, 9, 8, i % 8 + 1, name) for i, name in enumerate(names)]
+        found = np.array([rows], dtype=kind)
+        savemat(place / "devkit" / f"cars_{part}_annos.mat", {"annotations": found})
+        if part == "test":
+            savemat(place / "cars_test_annos_withlabels.mat", {"annotations": found})
+
+
+def person(box: tuple[int, int, int, int] | None, *doing: str) -> str:
+    """A person of an annotation of PASCAL VOC, with a box and what they do."""
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    bounds = "".join(f"<{c}>{at}</{c}>" for c, at in zip(corners, box or (), strict=bool(box)))
+    flags = "".join(f"<{name}>{int(name in doing)}</{name}>" for name in ACTIONS)
+    done = f"<actions>{flags}</actions>" if doing else ""
+    return f"<object><name>person</name>{done}<bndbox>{bounds}</bndbox></object>"
+
+
+def actions(root: Path) -> None:
+    """A person of one action in each image, and in every tenth two others that are passed over."""
+    place, every = root / "VOCdevkit" / "VOC2012", range(275)
+    names = [f"2010_{i:06d}" for i in every]
+    photographs(place / "JPEGImages", [f"{name}.jpg" for name in names])
+    (place / "Annotations").mkdir()
+    (place / "ImageSets" / "Action").mkdir(parents=True)
+    for i, name in enumerate(names):
+        people = [person((3, 2, 16, 17), ACTIONS[i % 11])]
+        if i % 10 == 0:
+            people = [person((1, 1, 4, 4), "running", "phoning"), *people, person((1, 1, 3, 3))]
+        text = f"<annotation><filename>{name}.jpg</filename>{''.join(people)}</annotation>"
+        (place / "Annotations" / f"{name}.xml").write_text(text)
+    lists(place / "ImageSets" / "Action", train=names[:220], val=names[220:])
+
+
+def letters(root: Path) -> None:
+    """All 62 characters, of which the first ten are digits."""
+    place = root / "English" / "Img" / "GoodImg" / "Bmp"
+    for number in range(1, 63):
+        for j in range(1, 9):
+            name = f"Sample{number:03d}/img{number:03d}-{j:05d}.png"
+            save(place / name, noise(18 + j, 20 - j, 3, seed=10 * number + j))
+
+
 LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "actions": actions,
     "aircraft": aircraft,
     "birds": birds,
+    "cars": cars,
+    "letters": letters,
     "flowers": flowers,
     "scenes": scenes,
     "cifar10": cifar10,

@@ -20,48 +20,12 @@ import pytest
 import torch
 import typer.main
 import yaml
-from command import clsearch, environment, journal, write_config
+from command import Ended, clsearch, environment, journal, refused, write_config
 
-from clsearch.cli import app, main
+from clsearch.cli import app
 from clsearch.export import load_export
 
 COMMANDS = ("run", "resume", "status", "select", "export", "doctor", "methods")
-
-
-class Ended:
-    """How a command ended that was called in this process."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Calls the entry point in this process: what is refused is refused before anything starts."""
-    monkeypatch.delenv("CLSEARCH_DATA", raising=False)
-    monkeypatch.setattr("clsearch.cli.stop_on_signals", lambda: None)  # this process is pytest's
-
-    def run(*arguments: object) -> Ended:
-        monkeypatch.setattr("sys.argv", ["clsearch", *map(str, arguments)])
-        try:
-            main()
-            code: Any = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return Ended(code, *capsys.readouterr())
-
-    return run
-
-
-def refused(ended: Ended, *words: str) -> None:
-    """Exit code 2 and one message on stderr that holds these words; no traceback."""
-    assert ended.code == 2, ended.err
-    assert ended.out == ""
-    assert ended.err.startswith("clsearch: ")
-    assert ended.err.count("clsearch: ") == 1
-    assert "Traceback" not in ended.err
-    for word in words:
-        assert word in ended.err
 
 
 def test_every_command_is_tested_here_and_has_help(call: Any) -> None:

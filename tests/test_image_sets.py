@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
+import string
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import load_source, make_source, shared_data
-from layouts import CIFAR10, LAYOUTS, encode, noise, save, table
+from layouts import ACTIONS, CIFAR10, LAYOUTS, encode, noise, person, save, table
 from PIL import Image, ImageOps
 
 from clsearch.data import _cifar, svhn, tiny_imagenet
@@ -24,7 +25,8 @@ from clsearch.data._images import conform
 from clsearch.data._pixels import statistics
 from clsearch.errors import InputError
 
-PHOTOGRAPHS = ["aircraft", "birds", "flowers", "scenes"]
+PHOTOGRAPHS = ["actions", "aircraft", "birds", "cars", "flowers", "letters", "scenes"]
+BY_HAND = ["cars", "letters", "scenes"]
 SETS = ["cifar10", "cifar100", "svhn", "tiny_imagenet", *PHOTOGRAPHS]
 
 
@@ -115,8 +117,11 @@ def test_a_missing_set_says_what_belongs_where(name: str, tmp_path: Path) -> Non
     message = refused(make_source(name), tmp_path / "nowhere")
     assert message.startswith("scenario.root: ")
     assert str(tmp_path / "nowhere") in message
-    assert ("`download: true`" in message) is (name != "scenes")
+    assert ("`download: true`" in message) is (name not in BY_HAND)
     expected = {
+        "actions": ("VOCdevkit/VOC2012", "ImageSets/Action/val.txt", "Annotations"),
+        "cars": ("stanford_cars", "devkit/cars_meta.mat", "by hand from https://github.com"),
+        "letters": ("English/Img/GoodImg/Bmp", "Sample062", "by hand from https://teodecampos"),
         "aircraft": ("fgvc-aircraft-2013b", "data/images_variant_trainval.txt"),
         "birds": ("CUB_200_2011", "train_test_split.txt"),
         "flowers": ("flowers-102", "setid.mat"),
@@ -143,7 +148,7 @@ def test_what_is_there_is_checked_without_reading_it(
         source.check(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("name", [name for name in SETS if name != "scenes"])
+@pytest.mark.parametrize("name", [name for name in SETS if name not in BY_HAND])
 def test_a_missing_set_is_fetched(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,7 +354,10 @@ def test_tiny_imagenet_without_a_class_or_with_another_is_refused(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("name", "index", "written", "label"),
-    [("aircraft", 9, 9, 1), ("birds", 21, 29, 1), ("flowers", 90, 90, 2), ("scenes", 9, 9, 1)],
+    [
+        *[("aircraft", 9, 9, 1), ("birds", 21, 29, 1), ("cars", 9, 9, 1)],
+        *[("flowers", 90, 90, 2), ("scenes", 9, 9, 1)],
+    ],
 )
 def test_lists_say_which_photograph_is_what(
     name: str, index: int, written: int, label: int, tmp_path: Path
@@ -364,13 +372,17 @@ def test_lists_say_which_photograph_is_what(
         fitted = ImageOps.fit(opened.convert("RGB"), (16, 16), Image.Resampling.BILINEAR)
     assert np.array_equal(raw.train.inputs[index].numpy(), np.asarray(fitted).transpose(2, 0, 1))
     assert raw.train.labels[index] == label
-    expected = {"aircraft": "Type bee 7", "birds": "002.bee", "flowers": "3", "scenes": "bee"}
-    assert raw.classes[label] == expected[name]
+    expected = {"aircraft": "Type bee 7", "birds": "002.bee", "cars": "Maker bee 2012"}
+    assert raw.classes[label] == {**expected, "flowers": "3", "scenes": "bee"}[name]
 
 
 @pytest.mark.parametrize(
     ("name", "file", "content"),
     [
+        ("actions", "Annotations/2010_000003.xml", "<annotation><object>"),
+        ("actions", "Annotations/2010_000003.xml", f"<a>{person(None, 'other')}</a>"),
+        ("actions", "ImageSets/Action/val.txt", "2010_999999"),
+        ("cars", "devkit/cars_meta.mat", "no mat file"),
         ("aircraft", "data/images_variant_test.txt", "0000001 Zeppelin\n"),
         ("aircraft", "data/images_variant_test.txt", "0000001\n"),
         ("birds", "image_class_labels.txt", "1 9\n"),
@@ -385,7 +397,51 @@ def test_damaged_lists_are_refused(name: str, file: str, content: str, tmp_path:
     (tmp_path / source.folder / file).write_text(content)
     message = refused(source, tmp_path)
     assert message.startswith("scenario.root: ")
-    assert file in message
+    assert Path(file).name in message or "2010_999999.xml" in message
+
+
+def test_cars_of_a_class_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    from scipy.io import savemat
+
+    LAYOUTS["cars"](tmp_path)
+    names = np.array([["one car"]], object)
+    savemat(tmp_path / "stanford_cars" / "devkit" / "cars_meta.mat", {"class_names": names})
+    assert "00002.jpg is of class 2 of 1" in refused(make_source("cars"), tmp_path)
+    wrong = tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat"
+    savemat(wrong, {"annotations": np.array([[1]])})
+    LAYOUTS["cars"](tmp_path / "whole")
+    shutil.copy(wrong, tmp_path / "whole" / "stanford_cars")
+    assert "without fname or class" in refused(make_source("cars"), tmp_path / "whole")
+
+
+def test_actions_are_people_in_their_boxes_who_do_one_thing(tmp_path: Path) -> None:
+    LAYOUTS["actions"](tmp_path)
+    raw = make_source("actions", size=[16, 14]).load(tmp_path, download=False)
+    assert raw.test is not None
+    assert raw.classes == tuple(ACTIONS)
+    assert raw.train.labels.tolist() == [i % 11 for i in range(220)]
+    assert (len(raw.train), len(raw.test)) == (220, 55)
+    place = tmp_path / "VOCdevkit" / "VOC2012" / "JPEGImages"
+    for i in (10, 13):  # beside two who do several things or none, and alone
+        whole = pixels(place / f"2010_{i:06d}.jpg")
+        assert np.array_equal(raw.train.inputs[i].numpy(), whole[:, 1:17, 2:16])
+    file = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "2010_000003.xml"
+    file.write_text(file.read_text().replace("reading", "juggling"))
+    assert "'juggling'" in refused(make_source("actions"), tmp_path)
+
+
+def test_letters_are_without_the_digits(tmp_path: Path) -> None:
+    LAYOUTS["letters"](tmp_path)
+    raw = make_source("letters").load(tmp_path, download=False)
+    assert raw.test is None
+    assert "".join(raw.classes) == string.ascii_uppercase + string.ascii_lowercase
+    assert raw.train.labels.bincount().tolist() == [8] * 52
+    stored = noise(18 + 2, 20 - 2, 3, seed=10 * 37 + 2)  # the second a
+    fitted = ImageOps.fit(Image.fromarray(stored), (16, 16), Image.Resampling.BILINEAR)
+    found = raw.train.inputs[26 * 8 + 1].numpy()
+    assert np.array_equal(found, np.asarray(fitted).transpose(2, 0, 1))
+    shutil.rmtree(tmp_path / "English" / "Img" / "GoodImg" / "Bmp" / "Sample020")
+    assert "Sample020 has no images of J" in refused(make_source("letters"), tmp_path)
 
 
 # --- pixels ---------------------------------------------------------------------------------

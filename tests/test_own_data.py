@@ -176,13 +176,6 @@ def test_damaged_images_are_named_counted_and_refused_or_skipped(name: str, root
     assert raw.notes[0].startswith(f"7 of {count} images cannot be decoded and were left out")
 
 
-def test_more_than_the_memory_holds_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clsearch.data._images._memory", lambda: 2**30)
-    message = refused("folder", root, size=2000)
-    assert message.startswith("scenario.source.size: 2000")
-    assert "160 images of 3x2000x2000 take 1.8 GiB; the memory here is 1.0 GiB" in message
-
-
 def test_nothing_but_damaged_images_is_refused_either_way(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)

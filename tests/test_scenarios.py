@@ -27,6 +27,7 @@ EVERY = [
 every = pytest.mark.parametrize(("name", "source"), EVERY)
 Row = tuple[bytes, str]
 EXAMPLES: dict[str, dict[str, Any]] = {
+    "object_recognition": {"tasks": ["birds", "letters", "cars", "svhn"], "size": 16},
     "sequence": {
         "tasks": [
             {"source": "digits", "classes": ["4", "2", "3"]},
@@ -36,7 +37,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         ],
         "size": 10,
         "colour": "grey",
-    }
+    },
 }
 """Options of the scenarios that cannot do without."""
 
@@ -61,6 +62,8 @@ def make(name: str, source: str | None = None, **options: Any) -> Any:
     kind = SCENARIOS[name]
     if source is not None:
         options["source"] = source_config(source) if source in SOURCES else source
+    if (name, source) == ("split", "actions") and "task_classes" not in options:
+        options["class_order"] = list(range(10))  # it has 11, a prime number
     return kind(kind.Options(**{**EXAMPLES.get(name, {}), **options}))
 
 
@@ -113,8 +116,11 @@ def test_tasks_and_samples_have_the_contracts_form(name: str, source: str | None
 
 @every
 def test_heads_follow_the_rule(name: str, source: str | None) -> None:
+    fixed = "incremental" not in SCENARIOS[name].Options.model_fields
     for incremental in ("task_incremental", "domain_incremental"):
-        scenario = make(name, source, incremental=incremental)
+        if fixed and incremental != SCENARIOS[name].incremental:
+            continue
+        scenario = make(name, source, **({} if fixed else {"incremental": incremental}))
         assert scenario.incremental == incremental
         own = incremental == "task_incremental"
         for task in scenario.tasks:
@@ -211,6 +217,23 @@ def test_options_are_described_and_unknown_ones_refused(name: str) -> None:
     for wrong in ({"sorce": "digits"}, {"validation": 0}, {"validation": 1.0}, {"split_seed": -1}):
         with pytest.raises(ValidationError):
             options(**{**EXAMPLES.get(name, {}), **wrong})
+
+
+def test_object_recognition_is_the_papers_sequence() -> None:
+    """Its order, its heads and its sizes (MAS §5.1); the sets' own parts."""
+    scenario = make("object_recognition", tasks=SCENARIOS["object_recognition"].Options().tasks)
+    names = ["flowers", "scenes", "birds", "cars", "aircraft", "actions", "letters", "svhn"]
+    assert [task.name for task in scenario.tasks] == names
+    assert [task.head for task in scenario.tasks] == list(range(8))
+    assert {task.shape for task in scenario.tasks} == {(3, 16, 16)}
+    assert [len(task.classes) for task in scenario.tasks] == [8, 8, 8, 8, 8, 11, 52, 10]
+    assert SCENARIOS["object_recognition"].Options().size == 224
+    assert scenario.test(2).digest() == load_source("scenes").test.digest()
+    raw = load_source("scenes")
+    assert scenario.tasks[1].transform.mean == raw.mean
+    pair = make("object_recognition", tasks=["birds", "scenes"])
+    assert [task.name for task in pair.tasks] == ["birds", "scenes"]
+    assert pair.test(2).digest() == scenario.test(2).digest()
 
 
 # --- the split ------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class ListedOptions(ImageOptions):
 
 
 class Listing(NamedTuple):
-    """The images of both parts and the names of the classes."""
+    """The images of both parts and the names of the classes; a set may have no test part."""
 
     train: list[Encoded]
     test: list[Encoded]
@@ -61,13 +61,17 @@ class ListedSource(Source, ABC):
         self.check(root)
         try:
             found = self.listing(place)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, SyntaxError, ValueError, LookupError, TypeError) as error:
             said = " ".join(str(error).split())
             allowed = f"undamaged {', '.join(self.expected)}"
             step = f"The reader said: {said}"
             raise InputError("scenario.root", str(place), allowed, step) from error
-        train, notes = decode(found.train, len(found.train), self.options, self.field)
-        test, also = decode(found.test, len(found.test), self.options, self.field)
+        (train, notes), *others = (
+            decode(part, len(part), self.options, self.field, self.storage)
+            for part in (found.train, found.test)
+            if part
+        )
+        test, also = others[0] if others else (None, ())
         return raw_data(train, test, found.classes, self.options, self.field, notes + also)
 
     def check(self, root: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,27 +36,37 @@ def read_labels(files: Sequence[Path], column: str, field: str) -> list[Label]:
     return labels
 
 
-def encoded(
-    files: Sequence[Path], column: str, labels: Sequence[int], field: str
-) -> Iterator[Encoded]:
+@dataclass(frozen=True)
+class EncodedRows:
     """The images of all rows of all files, each with its label and the name `<file>, row <n>`.
 
-    The column holds bytes, or sections with bytes under `bytes`.
+    The column holds bytes, or sections with bytes under `bytes`; `InputError` at `field` is raised
+    for one that does not. Files are read anew at every pass.
     """
-    where = iter(labels)
-    for file in files:
-        row = 0
-        for batch in _batches(file, column, field):
+
+    files: Sequence[Path]
+    column: str
+    labels: Sequence[int]
+    field: str
+
+    def __iter__(self) -> Iterator[Encoded]:
+        labels = iter(self.labels)
+        for file in self.files:
+            rows = chain.from_iterable(self._contents(file))
+            for row, content in enumerate(rows):
+                yield Encoded(f"{file.name}, row {row}", content or b"", next(labels))
+
+    def _contents(self, file: Path) -> Iterator[list[bytes | None]]:
+        """The bytes of some rows at a time."""
+        for batch in _batches(file, self.column, self.field):
             inner = batch
             if pa.types.is_struct(batch.type) and batch.type.get_field_index("bytes") >= 0:
                 inner = batch.field("bytes")
             if not (pa.types.is_binary(inner.type) or pa.types.is_large_binary(inner.type)):
                 allowed = "a column of bytes, or of sections with bytes under `bytes`"
                 found = f"In {file} it is {batch.type}."
-                raise InputError(field, column, allowed, found)
-            for content in inner.to_pylist():
-                yield Encoded(f"{file.name}, row {row}", content or b"", next(where))
-                row += 1
+                raise InputError(self.field, self.column, allowed, found)
+            yield inner.to_pylist()
 
 
 def _batches(file: Path, column: str, field: str) -> Iterator[pa.Array]:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
+from clsearch.data._stored import Images, chunks
 from clsearch.data.base import RawData, Samples, SourceOptions
 from clsearch.errors import InputError
 
@@ -29,7 +29,7 @@ class PixelOptions(SourceOptions):
     )
 
 
-def statistics(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(images: Images, scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 `[N, C, H, W]`, of pixels over `scale`.
 
     The same whatever the order of images: counted, not summed. A channel of one value has a
@@ -37,8 +37,12 @@ def statistics(images: Tensor, scale: float) -> tuple[tuple[float, ...], tuple[f
     """
     values = torch.arange(256, dtype=torch.float64) / scale
     means, deviations = [], []
-    for channel in images.transpose(0, 1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in chunks(images):
+        for count, channel in zip(counts, part.transpose(0, 1), strict=True):
+            count.add_(torch.bincount(channel.flatten(), minlength=256))
+    for count in counts:
+        share = count.double() / count.sum()
         mean = (share * values).sum()
         deviation = (share * (values - mean) ** 2).sum().sqrt()
         means.append(float(mean))

@@ -14,27 +14,32 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from torch import Tensor
 
 from clsearch.config import Plugin, checked_options
+from clsearch.data._stored import Images, Storage, chunks, part_of
 from clsearch.options import Strict
 from clsearch.plugins import find
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images and labels: `inputs` uint8 `[N, C, H, W]`, contiguous; `labels` int64 `[N]`."""
+    """Images and labels: `inputs` uint8 `[N, C, H, W]`, contiguous; `labels` int64 `[N]`.
 
-    inputs: Tensor
+    Images of sets larger than memory are `StoredImages`: read when they are asked for.
+    """
+
+    inputs: Images
     labels: Tensor
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
     def __getitem__(self, index: Tensor) -> Samples:
-        return Samples(self.inputs[index].contiguous(), self.labels[index].contiguous())
+        return Samples(part_of(self.inputs, index), self.labels[index].contiguous())
 
     def digest(self) -> str:
         """SHA-256 (32 hex digits) of the shape and the bytes of images and labels."""
         sha = hashlib.sha256(repr(tuple(self.inputs.shape)).encode())
-        sha.update(self.inputs.contiguous().numpy().data)
+        for images in chunks(self.inputs):
+            sha.update(images.numpy().data)
         sha.update(self.labels.contiguous().numpy().data)
         return sha.hexdigest()[:32]
 
@@ -78,7 +83,8 @@ class SourceConfig(Plugin):
 class Source(ABC):
     """A data set by name. One file a source; being in the folder is being registered.
 
-    `field` is where the source stands in the config: messages about its options name it.
+    `field` is where the source stands in the config: messages about its options name it. `storage`
+    says where decoded images are kept.
     """
 
     name: ClassVar[str]
@@ -86,9 +92,15 @@ class Source(ABC):
     """Whether the data comes with an installed package: no folder and no download needed."""
     Options: ClassVar[type[SourceOptions]] = SourceOptions
 
-    def __init__(self, options: Any = None, field: str = "scenario.source") -> None:
+    def __init__(
+        self,
+        options: Any = None,
+        field: str = "scenario.source",
+        storage: Storage | None = None,
+    ) -> None:
         self.options: Any = self.Options() if options is None else options
         self.field = field
+        self.storage = storage or Storage()
 
     @classmethod
     def needs_options(cls) -> bool:
@@ -108,10 +120,10 @@ class Source(ABC):
         self.load(root, download=False)
 
 
-def build_source(config: SourceConfig, field: str) -> Source:
+def build_source(config: SourceConfig, field: str, storage: Storage | None = None) -> Source:
     """The source a config names at `field`, its options checked. Reads no images."""
     kind = find("clsearch.data", Source, config.name, field)
-    built: Source = kind(checked_options(kind, config.options, field), field)
+    built: Source = kind(checked_options(kind, config.options, field), field, storage)
     return built
 
 

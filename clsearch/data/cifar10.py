@@ -8,7 +8,7 @@ from typing import ClassVar
 from clsearch.data._cifar import SHAPE, CifarSource
 from clsearch.data._images import ImageOptions, decode
 from clsearch.data._labels import number
-from clsearch.data._parquet import encoded, read_labels
+from clsearch.data._parquet import EncodedRows, read_labels
 from clsearch.data._pixels import raw_data
 from clsearch.data.base import RawData, Samples
 from clsearch.errors import InputError
@@ -63,8 +63,8 @@ class Cifar10(CifarSource):
         files, field = sorted(folder.glob(f"{part}-*.parquet")), "scenario.root"
         try:
             labels, _, _ = number(read_labels(files, "label", field), None, names, field)
-            images = encoded(files, "image", labels, field)
-            samples, _ = decode(images, len(labels), ImageOptions(), field)
+            images = EncodedRows(files, "image", labels, field)
+            samples, _ = decode(images, len(labels), ImageOptions(), field, self.storage)
         except InputError as error:
             allowed = f"undamaged files {part}-*.parquet of the columns image and label"
             raise InputError(field, str(folder), allowed, f"{error.value}: {error.step}") from error

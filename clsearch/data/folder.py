@@ -75,7 +75,7 @@ class Folder(Source):
                 raise InputError(f"{self.field}.path", str(folder), allowed)
             label = names.index(folder.name)
             images += [Encoded(str(file.relative_to(place)), file, label) for file in found]
-        return decode(images, len(images), self.options, self.field)
+        return decode(images, len(images), self.options, self.field, self.storage)
 
 
 def _subfolders(place: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from clsearch.data._images import ImageOptions, decode
 from clsearch.data._labels import LabelOptions, class_names, number
-from clsearch.data._parquet import encoded, read_labels
+from clsearch.data._parquet import EncodedRows, read_labels
 from clsearch.data._paths import files
 from clsearch.data._pixels import raw_data
 from clsearch.data.base import RawData, Samples, Source
@@ -65,5 +65,5 @@ class Parquet(Source):
         return found
 
     def _read(self, part: list[Path], labels: list[int]) -> tuple[Samples, tuple[str, ...]]:
-        images = encoded(part, self.options.image, labels, f"{self.field}.image")
-        return decode(images, len(labels), self.options, self.field)
+        images = EncodedRows(part, self.options.image, labels, f"{self.field}.image")
+        return decode(images, len(labels), self.options, self.field, self.storage)

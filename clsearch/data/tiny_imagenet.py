@@ -52,7 +52,9 @@ class TinyImageNet(Source):
         numbers = sorted(read_names(folder / "wnids.txt", "scenario.root"))
         label = {number: i for i, number in enumerate(numbers)}
         parts = [list(self._train(folder, label)), list(self._test(folder, label))]
-        decoded = [decode(part, len(part), self.options, self.field) for part in parts]
+        decoded = [
+            decode(part, len(part), self.options, self.field, self.storage) for part in parts
+        ]
         (train, left_out), (test, also) = decoded
         names = self._names(folder, numbers)
         return raw_data(train, test, names, self.options, self.field, left_out + also)

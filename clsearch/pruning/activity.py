@@ -29,7 +29,7 @@ def mean_activity(
     backbone parameter missing in `params`.
     """
     own = backbone.values(params)
-    gates = {layer: gate.to(data.inputs.device) for layer, gate in (gates or {}).items()}
+    gates = {layer: gate.to(data.device) for layer, gate in (gates or {}).items()}
     sums: dict[str, Tensor] = {}
     places: dict[str, int] = {}
     with torch.no_grad():

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clsearch.data._images import Colour, Size, conform
 from clsearch.data.base import RawData, Samples, Source, SourceConfig, build_source, data_root
 from clsearch.errors import InputError
 from clsearch.records import digest
@@ -89,12 +90,26 @@ class Pool:
         return self._split[2]
 
 
+class ConformedPool(Pool):
+    """A pool whose images are brought to one size and to the same channels."""
+
+    def __init__(
+        self, source: Source, options: ScenarioOptions, size: Size | None, colour: Colour | None
+    ) -> None:
+        super().__init__(source, options)
+        self.size, self.colour = size, colour
+
+    def read(self) -> RawData:
+        return conform(super().read(), self.size, self.colour, self.source.storage)
+
+
 class PlannedScenario(Scenario):
     """A scenario whose tasks are planned, each from one pool.
 
     An image held out for validation or testing is held out in every task. Raises `InputError` on
-    first use for what `Source.load` refuses, for a task with a part that has no samples, for
-    tasks whose images differ in shape, and for tasks that cannot share one output layer.
+    first use for what `Source.load` refuses, for a task with a part that has no samples or a class
+    without training samples, for tasks whose images differ in shape, and for tasks that cannot
+    share one output layer.
     """
 
     @abstractmethod
@@ -140,15 +155,22 @@ class PlannedScenario(Scenario):
         (pool, plan), task = self._step(number), self.tasks[number - 1]
         train, validation = (_select(p, plan, task) for p in (pool.raw.train, pool.validation))
         kept_back = int(_members(pool.test, plan).sum())
-        return TaskData(task, train, validation, _digest(task, train, validation), kept_back)
+        if number not in self._digests:
+            self._digests[number] = _digest(task, train, validation)
+        return TaskData(task, train, validation, self._digests[number], kept_back)
 
     def test(self, number: int) -> Samples:
         pool, plan = self._step(number)
         return _select(pool.test, plan, self.tasks[number - 1])
 
     @cached_property
+    def _digests(self) -> dict[int, str]:
+        """Those of tasks whose data has been made: every sample is read for one."""
+        return {}
+
+    @cached_property
     def _steps(self) -> tuple[tuple[Pool, Plan], ...]:
-        """The tasks, each known to have samples in every part."""
+        """The tasks, each known to have samples in every part, and of every class to train on."""
         steps = tuple(self.steps())
         for pool, plan in steps:
             parts = {"training": pool.raw.train, "validation": pool.validation, "test": pool.test}
@@ -159,6 +181,11 @@ class PlannedScenario(Scenario):
                     allowed = f"a share that leaves task {plan.name!r} {part} samples"
                     step = f"Its classes have too few images in {pool.source.name!r}."
                     raise InputError(field, share, allowed, step)
+            for label in plan.classes:
+                if not (pool.raw.train.labels == label).any():
+                    allowed = f"a class of task {plan.name!r} with training images"
+                    notes = " ".join(pool.raw.notes)
+                    raise InputError(pool.source.field, pool.raw.classes[label], allowed, notes)
         return steps
 
     def _step(self, number: int) -> tuple[Pool, Plan]:
@@ -172,7 +199,7 @@ class SourceScenario(PlannedScenario):
 
     def __init__(self, options: SourceOptions) -> None:
         super().__init__(options)
-        self.source = build_source(options.source, "scenario.source")
+        self.source = build_source(options.source, "scenario.source", options.storage())
         self.pool = Pool(self.source, options)
         self.incremental = options.incremental
 
@@ -215,7 +242,7 @@ def _select(samples: Samples, plan: Plan, task: Task) -> Samples:
     chosen = samples[_members(samples, plan)]
     new = torch.zeros(max(plan.classes) + 1, dtype=torch.int64)
     new[torch.tensor(plan.classes)] = torch.arange(len(plan.classes))
-    return Samples(task.transform.permute(chosen.inputs).contiguous(), new[chosen.labels])
+    return Samples(task.transform.permute(chosen.inputs), new[chosen.labels])
 
 
 def _digest(task: Task, train: Samples, validation: Samples) -> str:

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from clsearch.data._stored import GIB, Images, Storage, StoredImages, permuted
 from clsearch.data.base import Samples
 from clsearch.options import Strict
 
@@ -29,11 +30,13 @@ class InputTransform:
     std: tuple[float, ...]
     permutation: Tensor | None = None
 
-    def permute(self, images: Tensor) -> Tensor:
+    def permute(self, images: Images) -> Images:
         """Images `[N, C, H, W]` of a data set as the task sees them: all channels alike."""
         if self.permutation is None:
             return images
-        return images.flatten(2)[:, :, self.permutation].view_as(images)
+        if isinstance(images, StoredImages):
+            return images.permuted(self.permutation)
+        return permuted(images, self.permutation).contiguous()
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels `[N, C, H, W]` (uint8 or float) to normalised float32 of the same shape."""
@@ -89,6 +92,21 @@ class ScenarioOptions(Strict):
     split_seed: int = Field(
         0, ge=0, le=2**63 - 1, description="Seed of the split and of the task sequence."
     )
+    memory: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="GiB of decoded images that are kept in memory; those beyond it are kept in"
+        " files and read batch by batch. Default a quarter of the machine's memory.",
+    )
+    cache: str | None = Field(
+        None,
+        description="Folder of these files; default `$CLSEARCH_CACHE`, else `~/.cache/clsearch`.",
+    )
+
+    def storage(self) -> Storage:
+        """Where the decoded images of a scenario are kept."""
+        return Storage(None if self.memory is None else int(self.memory * GIB), self.cache)
 
 
 class Scenario(ABC):

@@ -36,8 +36,9 @@ class Cifar10Cifar100(PlannedScenario):
     def __init__(self, options: Cifar10Cifar100Options) -> None:
         super().__init__(options)
         self.incremental = options.incremental
+        storage = options.storage()
         self.first, self.later = (
-            Pool(build_source(SourceConfig(name=name), "scenario.name"), options)
+            Pool(build_source(SourceConfig(name=name), "scenario.name", storage), options)
             for name in ("cifar10", "cifar100")
         )
 

@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from clsearch.data._images import Colour, Size, conform
-from clsearch.data.base import RawData, Source, SourceConfig, build_source
+from clsearch.data._images import Colour, Size
+from clsearch.data.base import SourceConfig, build_source
 from clsearch.messages import NAME
 from clsearch.options import Strict
 from clsearch.records import digest
 from clsearch.scenarios._classes import ClassList, chosen, once
-from clsearch.scenarios._common import Plan, PlannedScenario, Pool
+from clsearch.scenarios._common import ConformedPool, Plan, PlannedScenario, Pool
 from clsearch.scenarios.base import Incremental, ScenarioOptions
 
 
@@ -67,9 +67,11 @@ class Sequence(PlannedScenario):
         self.names = [e.name or f"{e.source.name}-{i + 1}" for i, e in enumerate(options.tasks)]
         once(self.names, "scenario.tasks", "tasks of different names")
         self.pools: dict[str, Pool] = {}
+        storage = options.storage()
         for i, entry in enumerate(options.tasks):
-            source = build_source(entry.source, f"scenario.tasks[{i}].source")
-            self.pools.setdefault(_key(entry), _Conformed(source, options))
+            source = build_source(entry.source, f"scenario.tasks[{i}].source", storage)
+            pool = ConformedPool(source, options, options.size, options.colour)
+            self.pools.setdefault(_key(entry), pool)
 
     def steps(self) -> list[tuple[Pool, Plan]]:
         steps: list[tuple[Pool, Plan]] = []
@@ -83,17 +85,6 @@ class Sequence(PlannedScenario):
             once([*taken, *(known[c] for c in classes)], field, "every class of a set in one task")
             steps.append((pool, Plan(name, classes)))
         return steps
-
-
-class _Conformed(Pool):
-    """A pool whose images are brought to the size and the channels of the sequence."""
-
-    def __init__(self, source: Source, options: SequenceOptions) -> None:
-        super().__init__(source, options)
-        self.size, self.colour = options.size, options.colour
-
-    def read(self) -> RawData:
-        return conform(super().read(), self.size, self.colour)
 
 
 def _key(entry: Entry) -> str:

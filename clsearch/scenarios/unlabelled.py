@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clsearch.data._stored import Images, chunks
 from clsearch.data.base import Source, data_root
 from clsearch.errors import InputError
 from clsearch.plugins import discover
@@ -18,7 +19,7 @@ TRAIN, TEST_INPUTS = "train", "test-inputs"
 """The sources that are a task's own: its training images, and its test images without labels."""
 
 
-def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str) -> Tensor:
+def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str) -> Images:
     """Images uint8 `[N, C, H, W]` of a source's training part, or of a `.npy` file.
 
     `options` say where data lies. Raises `InputError` under `field` for a name that is neither, a
@@ -29,8 +30,9 @@ def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str)
     known = {known: kind for known, kind in every.items() if not kind.needs_options()}
     allowed = f"a source ({', '.join(known)}) or a .npy file of uint8 images [N, C, H, W]"
     if name in known:
-        raw = known[name]().load(data_root(options.root), options.download)
-        images: Tensor = raw.train.inputs
+        source = known[name](storage=options.storage())
+        raw = source.load(data_root(options.root), options.download)
+        images: Images = raw.train.inputs
         if tuple(images.shape[1:]) == task.shape and raw.scale != task.transform.scale:
             allowed = f"images whose pixels count up to {task.transform.scale:g}"
             raise InputError(field, name, allowed, f"These count up to {raw.scale:g}.")
@@ -46,9 +48,9 @@ def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str)
     return images
 
 
-def check_pixels(images: Tensor, task: Task, field: str, value: object) -> None:
+def check_pixels(images: Images, task: Task, field: str, value: object) -> None:
     """Raises `InputError` for pixels above those of the task's data set."""
-    largest, scale = int(images.max()), task.transform.scale
+    largest, scale = max(int(part.max()) for part in chunks(images)), task.transform.scale
     if largest > scale:
         raise InputError(field, value, f"pixels from 0 to {scale:g}", f"There is one of {largest}.")
 

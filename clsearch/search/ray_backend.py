@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
+from clsearch.data._stored import StoredImages
 from clsearch.data.base import Samples
 from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
@@ -298,27 +299,36 @@ PackedData = dict[str, Any]
 
 
 def _pack_data(part: TaskData) -> PackedData:
-    """A task's data as numpy arrays, which Ray shares between workers without copies."""
+    """A task's data as numpy arrays, which Ray shares between workers without copies; images in a
+    file stay there, and every worker reads its batches."""
     return {
         "task": part.task,
         "digest": part.digest,
-        "arrays": [
-            t.numpy()
-            for samples in (part.train, part.validation)
-            for t in (samples.inputs, samples.labels)
+        "images": [
+            i if isinstance(i, StoredImages) else i.numpy()
+            for i in (part.train.inputs, part.validation.inputs)
         ],
+        "labels": [part.train.labels.numpy(), part.validation.labels.numpy()],
     }
 
 
 def _unpack_data(packed: PackedData) -> TaskData:
-    """Tensors over Ray's shared memory: read-only, and only ever read."""
+    """Tensors over Ray's shared memory: read-only, and only ever read.
+
+    Raises `StoreError` where a file of images is not on this host.
+    """
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        train_x, train_y, val_x, val_y = [torch.from_numpy(a) for a in packed["arrays"]]
+        images = [
+            i.checked() if isinstance(i, StoredImages) else torch.from_numpy(i)
+            for i in packed["images"]
+        ]
+        labels = [torch.from_numpy(a) for a in packed["labels"]]
     task: Task = packed["task"]
-    return TaskData(task, Samples(train_x, train_y), Samples(val_x, val_y), packed["digest"])
+    train, validation = map(Samples, images, labels)
+    return TaskData(task, train, validation, packed["digest"])
 
 
 _WRITING = threading.Lock()
@@ -364,8 +374,8 @@ def _train(
     _close_journal_at_exit()
     store = _WorkerStore(store.root)
     job: Job = setting["job"]
-    parts = [_unpack_data(ray.get(data[number])) for number in job.parts]
     try:
+        parts = [_unpack_data(ray.get(data[number])) for number in job.parts]
         parent = None
         if job.parent is not None:
             commit = read_commit(store, job.parent)

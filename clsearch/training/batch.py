@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clsearch.data._stored import Images, StoredImages, joined, part_of
 from clsearch.data.base import Samples
 from clsearch.models.base import Backbone, Gates, Tap, forward, head_names
 from clsearch.scenarios.base import InputTransform, Task, TaskData
@@ -90,10 +91,11 @@ def answer(
 class DeviceData:
     """One split on one device: `inputs` uint8 `[N, C, H, W]`, `labels` int64 `[N]`.
 
-    `targets` `[N, …]` by name: see `Batch`.
+    Images that are stored in a file come to the device batch by batch. `targets` `[N, …]` by name:
+    see `Batch`.
     """
 
-    inputs: Tensor
+    inputs: Images
     labels: Tensor
     group: Tensor | None
     transform: InputTransform
@@ -102,9 +104,13 @@ class DeviceData:
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        return self.labels.device
+
     def batch(self, index: Tensor, noise: Noise | None = None, views: Views | None = None) -> Batch:
         """The samples at `index` int64 `[B]`, normalised; with `views` as each member sees them."""
-        pixels = self.inputs.index_select(0, index)
+        pixels = self.inputs.index_select(0, index).to(self.device)
         if views is not None:
             pixels = views.of(pixels)
         group = None if self.group is None else self.group.index_select(0, index)
@@ -116,13 +122,14 @@ class DeviceData:
         """The samples at `index` int64 `[n]`."""
         group = None if self.group is None else self.group[index]
         targets = {name: value[index] for name, value in self.targets.items()}
-        return DeviceData(self.inputs[index], self.labels[index], group, self.transform, targets)
+        inputs = part_of(self.inputs, index)
+        return DeviceData(inputs, self.labels[index], group, self.transform, targets)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All samples in order, `size` at a time."""
         for i in range(0, len(self), size):
             group = None if self.group is None else self.group[i : i + size]
-            x = self.transform.normalise(self.inputs[i : i + size])
+            x = self.transform.normalise(self.inputs[i : i + size].to(self.device))
             yield Batch(x, self.labels[i : i + size], group)
 
 
@@ -145,14 +152,19 @@ class PackData:
         )
 
 
+def _on(images: Images, device: torch.device) -> Images:
+    """Images in memory on a device; those in files stay there."""
+    return images if isinstance(images, StoredImages) else images.to(device)
+
+
 def _join(
     samples: Sequence[Samples], parts: Sequence[TaskData], readout: Readout, device: torch.device
 ) -> DeviceData:
     transform = parts[0].task.transform
     if len(parts) == 1:
         one = samples[0]
-        return DeviceData(one.inputs.to(device), one.labels.to(device), None, transform)
-    inputs = torch.cat([s.inputs for s in samples]).to(device)
+        return DeviceData(_on(one.inputs, device), one.labels.to(device), None, transform)
+    inputs = _on(joined([s.inputs for s in samples]), device)
     labels = torch.cat([s.labels for s in samples])
     group = None
     if readout.allowed is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clsearch.data._stored import Images, joined
 from clsearch.errors import InputError
 from clsearch.methods.base import Evidence, ImportanceObjective, Start, State
 from clsearch.models.base import Backbone, Params, Tap
@@ -33,7 +34,7 @@ class TrainingEvidence(Evidence):
     batch_size: int
     mean_activity: Mapping[str, Tensor]
     running: Mapping[str, Tensor]
-    unlabelled: Callable[[str], Tensor]
+    unlabelled: Callable[[str], Images]
     accuracies: Callable[[Params, State], list[float]]
 
     def activity(self) -> Mapping[str, Tensor]:
@@ -70,8 +71,8 @@ class TrainingEvidence(Evidence):
         if tuple(sources) == (TRAIN,):
             return train
         parts = [train.inputs if name == TRAIN else self.unlabelled(name) for name in sources]
-        images = torch.cat(parts)
-        labels = images.new_zeros(len(images)).long()
+        images = joined(parts)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=train.device)
         return DeviceData(images, labels, None, train.transform)
 
     def neuron_importance(self) -> dict[str, Tensor]:

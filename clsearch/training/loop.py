@@ -70,7 +70,7 @@ def train_pack(
     stops early; the others go on bit for bit as if alone. One that ends with finite weights and a
     cross-entropy far above a guess's has diverged, and is yielded with that reason.
     """
-    device = data.train.inputs.device
+    device = data.train.device
     pack = _Pack(objective, hypers, config, device)
     train = objective.with_targets(data.train, objective.backbone.evaluation_batch)
     n = len(train)
