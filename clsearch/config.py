@@ -39,7 +39,7 @@ def checked_options(kind: type[Any], options: Mapping[str, Any], field: str) -> 
         raise from_pydantic(error, model, field) from error
 
 
-PLACES = frozenset({"root", "download", "path", "test_path"})
+PLACES = frozenset({"root", "download", "path", "test_path", "images", "words"})
 """Options of scenarios and sources that say where data lies, not what it is."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clsearch.data.base import Samples
 from clsearch.options import Strict
+from clsearch.scenarios.answers import CLASSIFICATION, Answers
 
 Incremental = Literal["task_incremental", "domain_incremental"]
 
@@ -48,7 +49,8 @@ class InputTransform:
 class Task:
     """One task of a sequence. `number` counts from 1; `head` is the output layer it uses.
 
-    Labels of its samples run from 0 to `len(classes) - 1`.
+    Labels of its samples run from 0 to `len(classes) - 1`. `answers` say what the head's outputs
+    mean.
     """
 
     number: int
@@ -57,6 +59,12 @@ class Task:
     head: int
     shape: tuple[int, int, int]
     transform: InputTransform
+    answers: Answers = CLASSIFICATION
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs its head has."""
+        return self.answers.width(len(self.classes))
 
 
 @dataclass(frozen=True)
