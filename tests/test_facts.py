@@ -22,6 +22,7 @@ from clsearch.config import parse_config
 from clsearch.data._facts import Fact
 from clsearch.data._words import embed, word_vectors
 from clsearch.errors import InputError
+from clsearch.export import model_of
 from clsearch.methods.base import ChainState, ImportanceObjective
 from clsearch.methods.ewc import fisher
 from clsearch.methods.mas import squared_norm
@@ -330,6 +331,9 @@ def test_methods_learn_facts(
     gates = system.method.gates(state.state, task)
     data = search.held_out.test(task)
     assert accuracy(system.backbone, state.params, data, task, gates) == meta["test"]["2"]
+    described = model_of(system, state, task).describe()["output"]
+    assert described["shape"] == ["N", 18]
+    assert described["is"].startswith("embeddings")
 
 
 def test_clnp_forgets_no_fact_to_the_last_bit(root: Path, tmp_path: Path) -> None:

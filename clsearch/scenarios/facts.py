@@ -41,7 +41,7 @@ class FactsOptions(ScenarioOptions, FactOptions):
 
 
 class Facts(PlannedScenario):
-    """Task t has the t-th group of facts, such as <person, riding, horse> or <dog>.
+    """Task t has the t-th group of facts, such as `<person, riding, horse>` or `<dog>`.
 
     An output layer gives three embeddings of an image, as long as the word vectors, and is trained
     to come near the words of the image's fact; what stands for accuracy is the mean average
