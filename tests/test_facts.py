@@ -215,6 +215,8 @@ WRONG: dict[str, tuple[dict[str, str], str, str]] = {
     "no subject": ({"subject": ""}, "path", "in 1 of 96 rows, the first in line 2"),
     "no task": ({"task": ""}, "path", "In line 2 fact 'dog' has ''"),
     "two tasks": ({"task": "2"}, "path", "'dog' is in another task"),
+    "no such task": ({"task": "4", "subject": "cat", "object": "dog"}, "path", "Task 3 has 0"),
+    "a fact alone": ({"task": "3", "subject": "cat", "object": "dog"}, "path", "Task 3 has 1"),
     "no part": ({"split": ""}, "path", "`train` or `test` in every row"),
     "both parts": ({"split": "test", "image": "photos/1.jpg"}, "path", "every image either in"),
 }
@@ -265,7 +267,9 @@ def test_more_groups_than_pairs_of_facts_are_refused(groups: int, root: Path) ->
     [
         ("dog 1 x\n", "line 1"),
         ("dog 1 2\ncat 1\n", "one length"),
-        ("dog 1 nan\n", "finite"),
+        ("dog 1 nan\n", "'dog' is otherwise"),
+        ("dog 1 1e39\n", "'dog' is otherwise"),
+        ("dog 0 0\n", "'dog' is otherwise"),
         ("dog 1 2\n", "the first is 'cat'"),
         ("dog\ncat\n", "of 0 numbers"),
     ],

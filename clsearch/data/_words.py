@@ -35,8 +35,9 @@ def word_vectors(path: Path, wanted: Collection[str], field: str) -> Vectors:
         said = " ".join(str(error).split())
         raise InputError(field, str(path), _FORM, f"The reader said: {said}") from error
     for word, vector in found.items():
-        if not vector.isfinite().all():
-            raise InputError(field, str(path), "finite numbers", f"So it is at {word!r}.")
+        if not vector.float().isfinite().all() or (len(vector) and not vector.any()):
+            step = f"The vector of {word!r} is otherwise."
+            raise InputError(field, str(path), "finite numbers, not all of them 0", step)
     lengths = {len(vector) for vector in found.values()}
     if len(lengths) > 1 or 0 in lengths:
         found_lengths = f"There are such of {' and '.join(map(str, sorted(lengths)))} numbers."

@@ -112,15 +112,14 @@ class Facts(PlannedScenario):
             if where.setdefault(row.fact, int(row.task)) != int(row.task):
                 step = f"In line {row.line} {str(row.fact)!r} is in another task than above."
                 raise InputError(field, path, "every fact in one task", step)
-        groups = [
-            [i for i, f in enumerate(facts) if where[f] == t]
-            for t in range(1, max(where.values()) + 1)
-        ]
-        small = [number for number, group in enumerate(groups, start=1) if len(group) < 2]
-        if small:
-            step = f"Task {small[0]} has {len(groups[small[0] - 1])}."
-            raise InputError(field, path, "two facts or more in every task", step)
-        return groups
+        groups: dict[int, list[int]] = {number: [] for number in sorted(set(where.values()))}
+        for i, fact in enumerate(facts):
+            groups[where[fact]].append(i)
+        for place, (number, group) in enumerate(groups.items(), start=1):
+            if place != number or len(group) < 2:
+                step = f"Task {place} has {len(group) if place == number else 0}."
+                raise InputError(field, path, "two facts or more in every task", step)
+        return list(groups.values())
 
 
 class _FactPool(Pool):

@@ -69,7 +69,7 @@ class Retrieval(Answers):
         total = outputs.new_zeros((*outputs.shape[:-1], len(self.vectors)))
         for m in range(len(MODALITIES)):
             away = torch.cdist(
-                embedded[..., m, :].contiguous(),
+                embedded[..., m, :],
                 self.vectors[:, m],
                 compute_mode="donot_use_mm_for_euclid_dist",
             )
