@@ -456,6 +456,23 @@ def test_channels_learn_facts(root: Path, tmp_path: Path) -> None:
     assert torch.equal(embeddings(search, first[0]), embeddings(search, second[0]))
 
 
+def test_layers_are_pruned_and_fine_tuned_by_mean_average_precision(
+    root: Path, tmp_path: Path
+) -> None:
+    """The per-layer search keeps the measure above the floor; fine-tuning follows; still no
+    forgetting."""
+    method = {"name": "clnp", "fine_tune": {"epochs": 2, "lr": 0.001}}
+    selection = {"margin": 5, "thresholds": 6, "per_layer": True}
+    search, found, store = run(whole(root, method, selection=selection), tmp_path)
+    for result in found.results:
+        assert result.selection.outcome == "selected"
+        assert result.selection.accuracy >= result.selection.best - 0.05
+    first, second = (read_commit(store, str(r.commit)) for r in found.results)
+    assert first is not None
+    assert second is not None
+    assert torch.equal(embeddings(search, first[0]), embeddings(search, second[0]))
+
+
 def test_images_are_the_files_of_the_table(root: Path) -> None:
     made = scenario(root)
     data, row = made.data(1), table(root)[0]
