@@ -53,15 +53,15 @@ class Commit:
 
 @torch.no_grad()
 def accuracy(
-    backbone: Backbone, params: Params, data: DeviceData, head: int, gates: Gates | None
+    backbone: Backbone, params: Params, data: DeviceData, task: Task, gates: Gates | None
 ) -> float:
-    """The fraction of samples answered right by one head."""
-    readout = Readout((head,))
-    right = 0
+    """How good a model is at a task: see `Answers.measure`."""
+    readout, judged = Readout.of([task]), []
     for batch in data.batches(backbone.evaluation_batch):
-        logits, _ = answer(backbone, params, batch.x, readout, gates)
-        right += int((logits.argmax(-1) == batch.y).sum())
-    return right / len(data)
+        outputs, _ = answer(backbone, params, batch.x, readout, gates)
+        judged.append(readout.answers.judged(outputs, batch.y))
+    (found,) = readout.answers.measure(torch.cat(judged)[None], data.labels)
+    return found
 
 
 def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
@@ -163,6 +163,6 @@ def _accuracies(
         gates = system.method.gates(state.state, task)
         if gates is not None and head_names(task.head)[0] in state.params:
             found[str(task.number)] = accuracy(
-                system.backbone, state.params, samples(task), task.head, gates
+                system.backbone, state.params, samples(task), task, gates
             )
     return found

@@ -39,7 +39,7 @@ def checked_options(kind: type[Any], options: Mapping[str, Any], field: str) -> 
         raise from_pydantic(error, model, field) from error
 
 
-PLACES = frozenset({"root", "download", "path", "test_path", "memory", "cache"})
+PLACES = frozenset({"root", "download", "path", "test_path", "memory", "cache", "images", "words"})
 """Options of scenarios and sources that say where data lies or is kept, not what it is."""
 
 

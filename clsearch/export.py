@@ -125,7 +125,11 @@ class StandaloneModel(nn.Module):
                 "std": list(transform.std),
                 "permuted": self.permutation is not None,
             },
-            "output": {"dtype": "float32", "shape": ["N", len(task.classes)], "is": "logits"},
+            "output": {
+                "dtype": "float32",
+                "shape": ["N", self.head.out_features],
+                "is": task.answers.outputs_are,
+            },
         }
 
 

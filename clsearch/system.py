@@ -151,6 +151,11 @@ def check(
         if system.config.fine_tune and not system.method.prunes:
             allowed = "a method that prunes, where there is fine-tuning after pruning"
             raise InputError(f"methods[{i}].fine_tune", system.config.name, allowed)
+        other = [t for t in tasks if not t.answers.probabilities]
+        if other and system.method.needs_classes:
+            step = f"Task {other[0].number} answers with {other[0].answers.outputs_are}."
+            allowed = "a method that does without the probabilities of classes"
+            raise InputError(f"methods[{i}].name", system.config.name, allowed, step)
         _check_grid(system.config.grid, system.space, f"methods[{i}].grid")
         options = f"methods[{i}].options"
         try:

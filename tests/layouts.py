@@ -251,6 +251,34 @@ def letters(root: Path) -> None:
             save(place / name, noise(18 + j, 20 - j, 3, seed=10 * number + j))
 
 
+FACTS = {"path": "facts/facts.csv", "words": "facts/words.txt", "size": 12}
+"""Options of the scenario `facts` for the layout below."""
+
+
+def facts(root: Path) -> None:
+    """Eight facts of 12 images each, a colour for each part of a fact; two wild-card orders, PNG
+    and JPEG; four facts in each of two tasks, every fourth image for testing."""
+    parts = ["dog", "cat", "person", "horse"]
+    every = [("dog",), ("person",), ("person", "holding", "tennis racket"), ("person", "running")]
+    every += [("cat",), ("horse",), ("person", "riding", "horse"), ("dog", "running")]
+    words = ["dog", "cat", "person", "horse", "holding", "tennis", "racket", "running", "riding"]
+    source, rows = np.random.default_rng(0), ["image,subject,predicate,object,split,task"]
+    for i, fact in enumerate(every):
+        colours = [40 + 25 * parts.index(fact[0]), 0, 0]
+        colours[1:] = [(90 * len(fact) + 30 * i) % 256, 25 * i]
+        for j in range(12):
+            name = f"photos/{12 * i + j}.{'png' if j % 2 == 0 else 'jpg'}"
+            pixels = np.clip(np.array(colours) + source.integers(-20, 20, (12, 12, 3)), 0, 255)
+            kind = "PNG" if j % 2 == 0 else "JPEG"
+            save(root / "facts" / name, pixels.astype(np.uint8), kind)
+            cells = [name, *fact, *[""] * (3 - len(fact)), "test" if j % 4 == 3 else "train"]
+            rows.append(",".join([*cells, str(i // 4 + 1)]))
+    (root / "facts" / "facts.csv").write_text("\n".join(rows) + "\n")
+    vectors = source.normal(size=(len(words), 6)).round(3)
+    lines = [" ".join([w, *map(str, v)]) for w, v in zip(words, vectors.tolist(), strict=True)]
+    (root / "facts" / "words.txt").write_text("\n".join([f"{len(words)} 6", *lines]) + "\n")
+
+
 LAYOUTS: dict[str, Callable[[Path], None]] = {
     "actions": actions,
     "aircraft": aircraft,

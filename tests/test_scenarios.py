@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import SOURCES, load_source, make_source, source_config
+from layouts import FACTS, facts
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -38,6 +41,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "size": 10,
         "colour": "grey",
     },
+    "facts": FACTS,
 }
 """Options of the scenarios that cannot do without."""
 
@@ -58,8 +62,18 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "load", load)
 
 
+@cache
+def facts_root() -> tempfile.TemporaryDirectory[str]:
+    """A data folder with a table of facts, kept until the tests end."""
+    folder = tempfile.TemporaryDirectory()
+    facts(Path(folder.name))
+    return folder
+
+
 def make(name: str, source: str | None = None, **options: Any) -> Any:
     kind = SCENARIOS[name]
+    if name == "facts":
+        options.setdefault("root", facts_root().name)
     if source is not None:
         options["source"] = source_config(source) if source in SOURCES else source
     if (name, source) == ("split", "actions") and "task_classes" not in options:

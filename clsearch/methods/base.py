@@ -155,7 +155,9 @@ class Method(ABC):
     `penalty`. `prunes`: the selected model is pruned at the selected thresholds, and
     `pruned` is written. `independent`: every task has a model of its own, and no parent.
     `uses_all_tasks`: trains on the data of all tasks so far, a reference and not a continual
-    learner. `version` is part of every trial's key: raise it when the method's arithmetic changes.
+    learner. `needs_classes`: it takes outputs for logits of classes, and tasks with other answers
+    are refused. `version` is part of every trial's key: raise it when the method's arithmetic
+    changes.
     """
 
     name: ClassVar[str]
@@ -168,6 +170,7 @@ class Method(ABC):
     prunes: ClassVar[bool] = False
     independent: ClassVar[bool] = False
     uses_all_tasks: ClassVar[bool] = False
+    needs_classes: ClassVar[bool] = False
 
     def __init__(self, options: Any, backbone: Backbone) -> None:
         self.options, self.backbone = options, backbone
@@ -313,7 +316,7 @@ class Method(ABC):
         for task in context.tasks:
             if head_names(task.head)[0] not in params | heads:
                 generator = context.generator(f"head-{task.head}")
-                heads |= initial_head(task.head, len(task.classes), features, generator)
+                heads |= initial_head(task.head, task.outputs, features, generator)
         return heads
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -46,6 +47,16 @@ FISHER = {
 """The diagonal of the Fisher information, over the labels or over the model's own answers."""
 
 
+def fisher(kind: str, task: Task) -> ImportanceObjective:
+    """What the Fisher information of a task is measured by.
+
+    Over the labels it is the task's own loss that is differentiated: the squared distance of
+    embeddings is −log p of a Gaussian of variance ½ around them, up to a constant.
+    """
+    objective = FISHER[kind]
+    return replace(objective, value=task.answers.losses) if kind == "empirical" else objective
+
+
 class EWCOptions(AnchorOptions):
     fisher: Literal["empirical", "true"] = Field(
         "empirical",
@@ -78,12 +89,17 @@ class EWC(QuadraticAnchor):
     }
 
     def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        if self.options.fisher == "true" and not all(t.answers.probabilities for t in tasks):
+            allowed = (
+                "empirical, where tasks answer with embeddings: there are no classes to expect"
+            )
+            raise InputError("fisher", "true", allowed)
         if self.options.anchors == "per_task" and self.options.accumulate != "sum":
             allowed = "sum, where `anchors` is per_task: every task keeps its own penalty"
             raise InputError("accumulate", self.options.accumulate, allowed)
 
     def measure(self, start: Start, params: Params, evidence: Evidence, context: Context) -> Params:
-        return evidence.importance(FISHER[self.options.fisher])
+        return evidence.importance(fisher(self.options.fisher, context.task))
 
     def anchor(self, state: State, name: str, new: Tensor, value: Tensor) -> Tensor:
         old = state.get(f"importance.{name}")

@@ -21,17 +21,14 @@ from clsearch.methods.base import (
     State,
     Thresholds,
 )
-from clsearch.methods.ewc import FISHER
+from clsearch.methods.ewc import fisher
 from clsearch.methods.l2 import L2
 from clsearch.methods.mas import squared_norm
 from clsearch.models.base import Params
 from clsearch.scenarios.base import Task
 from clsearch.space import Hyper
 
-IMPORTANCE = {
-    "fisher": FISHER["empirical"],
-    "mas": ImportanceObjective(squared_norm, "magnitude"),
-}
+MAS = ImportanceObjective(squared_norm, "magnitude")
 FLOOR = 1e-8
 """Added to importance: where no task needs a weight, `mode` is the mean."""
 
@@ -104,7 +101,8 @@ class IMM(L2):
         state = dict(super().consolidate(start, params, evidence, thresholds, context).state)
         importance = None
         if self.options.merge == "mode":
-            importance = evidence.importance(IMPORTANCE[self.options.importance])
+            own = self.options.importance == "fisher"
+            importance = evidence.importance(fisher("empirical", context.task) if own else MAS)
         equal = 1.0 / int(state["tasks"])
         shares = [equal]
         if self.options.weights == "searched" and equal < 1:

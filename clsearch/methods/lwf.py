@@ -47,6 +47,7 @@ class LwF(Method):
     """
 
     name: ClassVar[str] = "lwf"
+    needs_classes: ClassVar[bool] = True
     Options: ClassVar[type[MethodOptions]] = LwFOptions
     space: ClassVar[dict[str, Hyper]] = {
         "strength": Hyper(1.0, (0.1, 1.0, 10.0), "λ of the distillation of old answers.")

@@ -239,13 +239,13 @@ def head_names(head: int) -> tuple[str, str]:
     return f"head.{head}.weight", f"head.{head}.bias"
 
 
-def initial_head(head: int, classes: int, features: int, generator: torch.Generator) -> Params:
-    """A fresh output layer: weight `[classes, features]`, bias `[classes]`, ±1/√features."""
+def initial_head(head: int, outputs: int, features: int, generator: torch.Generator) -> Params:
+    """A fresh output layer: weight `[outputs, features]`, bias `[outputs]`, ±1/√features."""
     weight, bias = head_names(head)
     bound = features**-0.5
     return {
-        weight: torch.empty(classes, features).uniform_(-bound, bound, generator=generator),
-        bias: torch.empty(classes).uniform_(-bound, bound, generator=generator),
+        weight: torch.empty(outputs, features).uniform_(-bound, bound, generator=generator),
+        bias: torch.empty(outputs).uniform_(-bound, bound, generator=generator),
     }
 
 

@@ -86,17 +86,17 @@ def _accuracies(
 
     A setting is given up as soon as all remaining samples together could not lift it to the floor.
     """
-    hits, seen = dict.fromkeys(range(len(settings)), 0), 0
+    answers, left = readout.answers, dict.fromkeys(range(len(settings)), 1.0)
+    parts: list[Tensor] = []
     with torch.inference_mode():
         for batch in data.batches(size):
-            if not hits:
+            if not left:
                 break
-            answers = logits_at(backbone, params, readout, [settings[i] for i in hits], batch)
-            right = torch.stack([(each.max(1).indices == batch.y).sum() for each in answers])
-            seen += len(batch.y)
-            hits = {
-                i: total
-                for i, more in zip(hits, right.tolist(), strict=True)
-                if ((total := hits[i] + more) + len(data) - seen) / len(data) >= floor - SLACK
-            }
-    return [hits[i] / len(data) if i in hits else None for i in range(len(settings))]
+            outputs = logits_at(backbone, params, readout, [settings[i] for i in left], batch)
+            parts.append(torch.stack([answers.judged(each, batch.y) for each in outputs]))
+            judged = torch.cat(parts, 1)
+            at_most = answers.at_most(judged, data.labels[: judged.shape[1]], len(data))
+            kept = [k for k, most in enumerate(at_most) if most >= floor - SLACK]
+            parts = [judged[kept]]
+            left = {i: at_most[k] for k, i in enumerate(left) if k in kept}
+    return [left.get(i) for i in range(len(settings))]

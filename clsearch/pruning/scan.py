@@ -58,7 +58,7 @@ def threshold_scan(
 
     One θ for the whole network. A prunable neuron (bool `[units]` by layer; a layer not named has
     none) with `activity` (`[units]` by layer) at or below θ is silenced and counted free; the
-    others stay as `gates` has them. Accuracy is the fraction of samples answered right. At most
+    others stay as `gates` has them. Accuracy is what the readout's answers are judged by. At most
     `batch_size` samples are held at once. Raises `InputError` for a count below 1, `KeyError` for
     a parameter or an activity that is missing.
 
@@ -68,22 +68,21 @@ def threshold_scan(
     """
     points = thresholds(activity, prunable, count)
     layers = neurons(backbone, gates, prunable, activity)
-    hits = torch.zeros(len(points), dtype=torch.int64, device=data.labels.device)
+    device, judged = data.labels.device, list[Tensor]()
     with torch.inference_mode():
         if backbone.dense_relu:
             network = _Network.of(backbone, params, readout, layers, points)
-            size = min(batch_size, CPU_CHUNK) if hits.device.type == "cpu" else batch_size
-            for batch in data.batches(size):
-                hits += (_grow(network, batch, readout) == batch.y).sum(1)
+            size = min(batch_size, CPU_CHUNK) if device.type == "cpu" else batch_size
+            judged += (_grow(network, batch, readout) for batch in data.batches(size))
         else:
             settings = [[layer.active(theta) for layer in layers] for theta in points]
             for batch in data.batches(batch_size):
-                answers = logits_at(backbone, params, readout, settings, batch)
-                for i, logits in enumerate(answers):
-                    hits[i] += (logits.max(1).indices == batch.y).sum()
+                outputs = logits_at(backbone, params, readout, settings, batch)
+                judged.append(torch.stack([readout.answers.judged(o, batch.y) for o in outputs]))
+    measured = readout.answers.measure(torch.cat(judged, 1), data.labels)
     return tuple(
-        ScanPoint(theta, right / len(data), tuple(layer.free(theta) for layer in layers))
-        for theta, right in zip(points, hits.tolist(), strict=True)
+        ScanPoint(theta, accuracy, tuple(layer.free(theta) for layer in layers))
+        for theta, accuracy in zip(points, measured, strict=True)
     )
 
 
@@ -178,7 +177,7 @@ class _Network:
 
 
 def _grow(network: _Network, batch: Batch, readout: Readout) -> Tensor:
-    """The class answered at each threshold, int64 `[thresholds, B]`.
+    """What the answers at each threshold are judged by, `[thresholds, B, …]`.
 
     From the highest θ down, neurons only ever wake. Activations are feature-major, `[n, B]`, and
     neurons are sorted, so that the active ones are a prefix of rows. The first stage is computed
@@ -193,7 +192,7 @@ def _grow(network: _Network, batch: Batch, readout: Readout) -> Tensor:
     z = bias.expand(-1, len(batch.y)).contiguous()
     relu = torch.empty_like(z)
     sums = [z.new_empty(len(stage[1]), len(batch.y)) for stage in later]
-    answers = torch.empty(len(rows), len(batch.y), dtype=torch.int64, device=z.device)
+    judged = []
     was_in = was_out = 0
     for i in reversed(range(len(rows))):
         now_in, now_out = first[2][i], rows[i]
@@ -208,5 +207,6 @@ def _grow(network: _Network, batch: Batch, readout: Readout) -> Tensor:
             torch.clamp_min(active, 0, out=buffer[:m])
             torch.addmm(b[:n], w[:n, :m], buffer[:m], out=out[:n])
             active = buffer = out[:n]
-        answers[i] = readout.mask(active.t(), batch.group).max(1).indices
-    return answers
+        outputs = readout.mask(active.t(), batch.group)
+        judged.append(readout.answers.judged(outputs, batch.y))
+    return torch.stack(judged[::-1])

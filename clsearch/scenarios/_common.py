@@ -17,6 +17,7 @@ from clsearch.data.base import RawData, Samples, Source, SourceConfig, build_sou
 from clsearch.errors import InputError
 from clsearch.records import digest
 from clsearch.rng import generator
+from clsearch.scenarios.answers import CLASSIFICATION, Answers
 from clsearch.scenarios.base import (
     Incremental,
     InputTransform,
@@ -46,12 +47,14 @@ class SourceOptions(ScenarioOptions):
 class Plan:
     """How a task is made from the source: which of its classes, in which order of pixels.
 
-    Class `classes[i]` of the source gets label i; `permutation` is int64 `[H·W]` or None.
+    Class `classes[i]` of the source gets label i; `permutation` is int64 `[H·W]` or None;
+    `answers` say what the outputs of the task's head mean.
     """
 
     name: str
     classes: tuple[int, ...]
     permutation: Tensor | None = None
+    answers: Answers = CLASSIFICATION
 
 
 class Pool:
@@ -68,9 +71,14 @@ class Pool:
         train, test = raw.train, raw.test
         stream = (options.split_seed, self.source.name)
         if test is None:
-            train, test = _hold_out(train, options.test, *stream, "test")
-        train, validation = _hold_out(train, options.validation, *stream, "validation")
+            train, test = self.parted(train, options.test, *stream, "test")
+        train, validation = self.parted(train, options.validation, *stream, "validation")
         return replace(raw, train=train), validation, test
+
+    def parted(self, samples: Samples, share: float, *stream: str | int) -> tuple[Samples, Samples]:
+        """What is kept and what is held out, each in the order of `samples`; see `held_out`."""
+        out = held_out(samples.labels, share, *stream)
+        return samples[~out], samples[out]
 
     def read(self) -> RawData:
         """The source as it is read."""
@@ -131,7 +139,7 @@ class PlannedScenario(Scenario):
             names = tuple(raw.classes[c] for c in plan.classes)
             transform = InputTransform(raw.scale, raw.mean, raw.std, plan.permutation)
             shape = (channels, height, width)
-            tasks.append(Task(number, plan.name, names, head, shape, transform))
+            tasks.append(Task(number, plan.name, names, head, shape, transform, plan.answers))
         self._agree(tasks)
         return tuple(tasks)
 
@@ -144,7 +152,7 @@ class PlannedScenario(Scenario):
                 found = f"{first.name!r} has {shapes[0]}, {task.name!r} has {shapes[1]}."
                 step = f"{found} Options that give all the same are `size` and `colour`."
                 raise InputError("scenario.tasks", task.name, "images of one shape", step)
-            if task.head == first.head and len(task.classes) != len(first.classes):
+            if task.head == first.head and task.outputs != first.outputs:
                 counts = f"{len(first.classes)} and {len(task.classes)}"
                 step = f"{first.name!r} and {task.name!r} have {counts}."
                 allowed = "task_incremental where tasks differ in their number of classes"
@@ -216,20 +224,20 @@ class SourceScenario(PlannedScenario):
         return [(self.pool, plan) for plan in plans]
 
 
-def _hold_out(samples: Samples, share: float, *stream: str | int) -> tuple[Samples, Samples]:
-    """What is kept and what is held out, each in the order of `samples`.
+def held_out(labels: Tensor, share: float, *stream: str | int) -> Tensor:
+    """Which samples are held out, bool `[N]`, by their labels `[N]`.
 
     Of every class of n samples round(share·n) are held out, at least 1 and at most n - 1; which
     ones depends on the stream and the class alone. A class of one sample is kept.
     """
-    out = torch.zeros(len(samples), dtype=torch.bool)
-    for label in sorted(set(samples.labels.tolist())):
-        index = (samples.labels == label).nonzero().squeeze(1)
+    out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in sorted(set(labels.tolist())):
+        index = (labels == label).nonzero().squeeze(1)
         n = len(index)
         count = min(max(round(share * n), 1), n - 1)
         order = torch.randperm(n, generator=generator("hold-out", *stream, label))
         out[index[order[:count]]] = True
-    return samples[~out], samples[out]
+    return out
 
 
 def _members(samples: Samples, plan: Plan) -> Tensor:
@@ -258,5 +266,6 @@ def _digest(task: Task, train: Samples, validation: Samples) -> str:
             else hashlib.sha256(order.numpy().data).hexdigest(),
             "train": train.digest(),
             "validation": validation.digest(),
+            **task.answers.identity,
         }
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 from clsearch.data._stored import GIB, Images, Storage, StoredImages, permuted
 from clsearch.data.base import Samples
 from clsearch.options import Strict
+from clsearch.scenarios.answers import CLASSIFICATION, Answers
 
 Incremental = Literal["task_incremental", "domain_incremental"]
 
@@ -51,7 +52,8 @@ class InputTransform:
 class Task:
     """One task of a sequence. `number` counts from 1; `head` is the output layer it uses.
 
-    Labels of its samples run from 0 to `len(classes) - 1`.
+    Labels of its samples run from 0 to `len(classes) - 1`. `answers` say what the head's outputs
+    mean.
     """
 
     number: int
@@ -60,6 +62,12 @@ class Task:
     head: int
     shape: tuple[int, int, int]
     transform: InputTransform
+    answers: Answers = CLASSIFICATION
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs its head has."""
+        return self.answers.width(len(self.classes))
 
 
 @dataclass(frozen=True)

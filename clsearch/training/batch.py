@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from clsearch.data._stored import Images, StoredImages, joined, part_of
 from clsearch.data.base import Samples
 from clsearch.models.base import Backbone, Gates, Tap, forward, head_names
+from clsearch.scenarios.answers import CLASSIFICATION, Answers
 from clsearch.scenarios.base import InputTransform, Task, TaskData
 from clsearch.training.augment import Views
 from clsearch.training.tap import Noise
@@ -20,36 +22,40 @@ from clsearch.training.tap import Noise
 class Readout:
     """The output layers a model answers with: their heads, side by side.
 
-    With one head, `allowed` is None. With several, the logits stand side by side and `allowed`,
-    bool `[tasks, Σ classes]`, opens for a sample of task g the classes of that task alone.
+    With one head, `allowed` is None. With several, the outputs stand side by side and `allowed`,
+    bool `[tasks, Σ outputs]`, opens for a sample of task g the outputs of that task alone.
+    `answers` say what outputs mean: of all tasks together.
     """
 
     heads: tuple[int, ...]
     allowed: Tensor | None = None
+    answers: Answers = CLASSIFICATION
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Readout:
         heads = tuple(dict.fromkeys(t.head for t in tasks))
+        every = [t.answers for t in tasks]
+        answers = every[0].joined(every)
         if len(heads) == 1:
-            return cls(heads)
-        widths = [len(t.classes) for t in tasks]
+            return cls(heads, None, answers)
+        widths = [t.outputs for t in tasks]
         owner = torch.arange(len(widths)).repeat_interleave(torch.tensor(widths))
         allowed = owner[None, :] == torch.arange(len(widths))[:, None]
-        return cls(heads, allowed)
+        return cls(heads, allowed, answers)
 
     def weights(self, params: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Weight `[Σ classes, features]` and bias `[Σ classes]` of all heads, side by side."""
+        """Weight `[Σ outputs, features]` and bias `[Σ outputs]` of all heads, side by side."""
         if len(self.heads) == 1:
             weight, bias = head_names(self.heads[0])
             return params[weight], params[bias]
         names = [head_names(h) for h in self.heads]
         return torch.cat([params[w] for w, _ in names]), torch.cat([params[b] for _, b in names])
 
-    def mask(self, logits: Tensor, group: Tensor | None) -> Tensor:
-        """Logits `[B, Σ classes]` with the classes of other tasks than `group[b]` at −∞."""
+    def mask(self, outputs: Tensor, group: Tensor | None) -> Tensor:
+        """Outputs `[B, Σ outputs]` reduced to those of the task `group[b]`: see `Answers.own`."""
         if self.allowed is None or group is None:
-            return logits
-        return logits.masked_fill(~self.allowed.to(logits.device)[group], float("-inf"))
+            return outputs
+        return self.answers.own(outputs, self.allowed.to(outputs.device)[group])
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def answer(
     group: Tensor | None = None,
     tap: Tap | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits `[B, Σ classes]` and activations by unit layer, for one member; see `forward`."""
+    """Outputs `[B, Σ outputs]` and activations by unit layer, for one member; see `forward`."""
     if len(readout.heads) == 1:
         return forward(backbone, params, x, readout.heads[0], gates, tap)
     weight, bias = readout.weights(params)
@@ -143,8 +149,9 @@ class PackData:
 
     @classmethod
     def of(cls, parts: Sequence[TaskData], device: torch.device) -> PackData:
-        """The tasks' samples, one after the other, labels counted over the readout's classes."""
+        """The tasks' samples, one after the other, labels counted over the classes of all."""
         readout = Readout.of([p.task for p in parts])
+        readout = replace(readout, answers=readout.answers.on(device))
         return cls(
             _join([p.train for p in parts], parts, readout, device),
             _join([p.validation for p in parts], parts, readout, device),
@@ -167,12 +174,11 @@ def _join(
     inputs = _on(joined([s.inputs for s in samples]), device)
     labels = torch.cat([s.labels for s in samples])
     group = None
-    if readout.allowed is not None:
-        starts, total = [], 0
-        for part in parts:
-            starts.append(total)
-            total += len(part.task.classes)
-        lengths = torch.tensor([len(s) for s in samples])
+    lengths = torch.tensor([len(s) for s in samples])
+    if readout.allowed is not None or not readout.answers.shared_labels:
+        counts = [len(part.task.classes) for part in parts]
+        starts = list(itertools.accumulate(counts[:-1], initial=0))
         labels = labels + torch.tensor(starts).repeat_interleave(lengths)
+    if readout.allowed is not None:
         group = torch.arange(len(parts)).repeat_interleave(lengths).to(device)
     return DeviceData(inputs, labels.to(device), group, transform)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import linear
 
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.base import Backbone, Gates, Params, Tap, head_names
@@ -217,7 +217,7 @@ def neuron_importance(
 ) -> dict[str, Tensor]:
     """α by unit layer, float32 `[units]`: `1/M Σ_m ‖∂L(y_m, f(x_m))/∂n_i‖` (SLNI eq. 5).
 
-    L is the cross-entropy of one sample; a channel's norm is over space. Accumulates in float64.
+    L is the loss of one sample; a channel's norm is over space. Accumulates in float64.
     """
     body = {name: value.detach() for name, value in backbone.values(params).items()}
     total: dict[str, Tensor] = {}
@@ -226,7 +226,7 @@ def neuron_importance(
             tap = _GradientTap(gates)
             features = functional_call(backbone, body, (batch.x, tap))
             logits = readout.mask(linear(features, *readout.weights(params)), batch.group)
-            loss = cross_entropy(logits, batch.y, reduction="sum")
+            loss = readout.answers.losses(logits, batch.y).sum()
             found = torch.autograd.grad(loss, list(tap.activations.values()))
         for layer, gradient in zip(tap.activations, found, strict=True):
             gate = (gates or {}).get(layer)

@@ -19,7 +19,7 @@ from clsearch.training.tap import Noise
 from clsearch.training.update import PackOptimizer
 
 DIVERGED = 10.0
-"""A member has diverged whose mean cross-entropy over its last epoch is so many times a guess's."""
+"""A member has diverged whose mean loss over its last epoch is so many times a guess's."""
 
 HUGE = 1e6
 """So has one with a weight larger than this."""
@@ -68,7 +68,7 @@ def train_pack(
     augmentation draws goes by a member's hyperparameters, whatever pack it is in. A member whose
     loss or weights stop being finite is yielded with the reason and dropped, and so is one that
     stops early; the others go on bit for bit as if alone. One that ends with finite weights and a
-    cross-entropy far above a guess's has diverged, and is yielded with that reason.
+    loss far above a guess's has diverged, and is yielded with that reason.
     """
     device = data.train.device
     pack = _Pack(objective, hypers, config, device)
@@ -109,7 +109,7 @@ class _Pack:
             if not bool(mask.all())
         }
         self.members, self.hypers = list(range(len(hypers))), hypers
-        self.gradient, self.hits = objective.gradient(), objective.hits()
+        self.gradient, self.judge = objective.gradient(), objective.judge()
         k = len(hypers)
         self.stack, self.statistics = (
             {name: torch.stack([self.start.params[name]] * k) for name in part}
@@ -211,10 +211,10 @@ class _Pack:
         """Measures all members; yields and drops those that are done."""
         stack = self.stack | self.statistics
         batches = data.batches(self.objective.backbone.evaluation_batch)
-        right = sum(self.hits(stack, batch) for batch in batches)
+        judged = torch.cat([self.judge(stack, batch) for batch in batches], 1)
         done = []
-        for k, count in enumerate(torch.as_tensor(right).tolist()):
-            accuracy = count / len(data)
+        answers = self.objective.readout.answers
+        for k, accuracy in enumerate(answers.measure(judged, data.labels)):
             self.curves[k].append(accuracy)
             if self._finished(k, accuracy, epoch):
                 yield self._trained(k)
@@ -227,7 +227,8 @@ class _Pack:
         largest = max(float(value.abs().max()) for value in best.params.values())
         what = ""
         if best.entropy > self.limit:
-            what = f"a cross-entropy of {best.entropy:.3g}, over {DIVERGED:g} times a guess's"
+            loss = self.objective.readout.answers.loss
+            what = f"a {loss} of {best.entropy:.3g}, over {DIVERGED:g} times a guess's"
         elif largest > HUGE:
             what = f"a weight of {largest:.3g}"
         if what:

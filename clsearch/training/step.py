@@ -8,7 +8,6 @@ fills a core alone, and under `vmap` it would be a grouped one, slower and of ot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.nn.functional import cross_entropy
 
 from clsearch.methods.base import Method, Start
 from clsearch.models.base import Backbone, Tap
@@ -52,10 +50,11 @@ def _gradient(losses: Tensor, leaves: Stack, keep: bool = False) -> Stack:
 
 @dataclass(frozen=True)
 class Gradient:
-    """The stacked gradient `[K, …]` of a pack, its losses and their cross-entropies, `[K]`.
+    """The stacked gradient `[K, …]` of a pack, its losses and those of the task alone, `[K]`:
+    the cross-entropies, where the task is to tell classes apart.
 
-    `task` is the gradient of the cross-entropy alone, where the method tracks it. `moments` are
-    the batch's, by the running statistic that is to follow them.
+    `task` is the gradient of the task's loss, where the method tracks it. `moments` are the
+    batch's, by the running statistic that is to follow them.
     """
 
     whole: Stack
@@ -88,13 +87,13 @@ class Objective:
 
     @property
     def plain(self) -> bool:
-        """Whether the cross-entropy is all that autograd differentiates."""
+        """Whether the task's loss is all that autograd differentiates."""
         return self.method.analytic and not self.method.distils and not self.differentiated
 
     @property
     def guess(self) -> float:
-        """The cross-entropy of guessing: log of the number of classes."""
-        return math.log(len(self.readout.weights(self.start.params)[1]))
+        """The loss of guessing: of classes, the log of their number."""
+        return self.readout.answers.guess(len(self.readout.weights(self.start.params)[1]))
 
     def outputs(
         self,
@@ -105,7 +104,7 @@ class Objective:
         targets: Mapping[str, Tensor],
         noise: Noise | None,
     ) -> tuple[Tensor, ...]:
-        """One member's logits `[B, C]`, the terms (0-d) that autograd has to differentiate, and
+        """One member's outputs `[B, C]`, the terms (0-d) that autograd has to differentiate, and
         the batch's moments, one for each of `self.start.statistics`."""
         everything = {**self.start.params, **own}
         params = {name: own[name] for name in self.start.trainable}
@@ -125,12 +124,12 @@ class Objective:
     def losses(
         self, stack: Stack, hyper: Mapping[str, Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor, Stack]:
-        """Each member's mean cross-entropy and the terms that autograd differentiates, `[K]`, and
-        the batch's moments."""
+        """Each member's mean loss at the task and the terms that autograd differentiates, `[K]`,
+        and the batch's moments."""
         shared = (batch.group, batch.targets, batch.noise)
         logits, terms, *moments = self._members(self.outputs, (stack, hyper), batch.x, shared)
         k, b, _ = logits.shape
-        each = cross_entropy(logits.flatten(0, 1), batch.y.repeat(k), reduction="none")
+        each = self.readout.answers.losses(logits.flatten(0, 1), batch.y.repeat(k))
         found = dict(zip(self.start.statistics, moments, strict=True))
         return each.view(k, b).mean(1), terms, found
 
@@ -208,17 +207,17 @@ class Objective:
                     found.setdefault(name, []).append(value)
         return replace(data, targets={name: torch.cat(parts) for name, parts in found.items()})
 
-    def hits(self) -> Callable[[Stack, Batch], Tensor]:
-        """A function of (stack, batch) to the number of right answers of each member `[K]`."""
+    def judge(self) -> Callable[[Stack, Batch], Tensor]:
+        """A function of (stack, batch) to what each member's answers are judged by, `[K, B, …]`."""
 
-        def one(own: Stack, x: Tensor, y: Tensor, group: Tensor | None) -> tuple[Tensor]:
+        def one(own: Stack, x: Tensor, group: Tensor | None) -> tuple[Tensor]:
             everything = {**self.start.params, **own}
-            logits, _ = answer(self.backbone, everything, x, self.readout, self.start.gates, group)
-            return ((logits.argmax(-1) == y).sum(),)
+            gates = self.start.gates
+            return (answer(self.backbone, everything, x, self.readout, gates, group)[0],)
 
         @torch.no_grad()
         def of(stack: Stack, batch: Batch) -> Tensor:
-            (right,) = self._members(one, (stack,), batch.x, (batch.y, batch.group))
-            return right
+            (outputs,) = self._members(one, (stack,), batch.x, (batch.group,))
+            return self.readout.answers.judged(outputs, batch.y)
 
         return of
