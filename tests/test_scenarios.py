@@ -248,6 +248,10 @@ def test_object_recognition_is_the_papers_sequence() -> None:
     pair = make("object_recognition", tasks=["birds", "scenes"])
     assert [task.name for task in pair.tasks] == ["birds", "scenes"]
     assert pair.test(2).digest() == scenario.test(2).digest()
+    pretrained = make("object_recognition", tasks=["birds", "svhn"], normalise="imagenet")
+    for task in pretrained.tasks:
+        assert task.transform.mean == (0.485, 0.456, 0.406)
+        assert task.transform.std == (0.229, 0.224, 0.225)
 
 
 # --- the split ------------------------------------------------------------------------------

@@ -99,16 +99,25 @@ class Pool:
 
 
 class ConformedPool(Pool):
-    """A pool whose images are brought to one size and to the same channels."""
+    """A pool whose images are brought to one size and to the same channels, and normalised by
+    `moments`, a mean and a deviation for each channel, if they are given."""
 
     def __init__(
-        self, source: Source, options: ScenarioOptions, size: Size | None, colour: Colour | None
+        self,
+        source: Source,
+        options: ScenarioOptions,
+        size: Size | None,
+        colour: Colour | None,
+        moments: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         super().__init__(source, options)
-        self.size, self.colour = size, colour
+        self.size, self.colour, self.moments = size, colour, moments
 
     def read(self) -> RawData:
-        return conform(super().read(), self.size, self.colour, self.source.storage)
+        raw = conform(super().read(), self.size, self.colour, self.source.storage)
+        if self.moments is None:
+            return raw
+        return replace(raw, mean=self.moments[0], std=self.moments[1])
 
 
 class PlannedScenario(Scenario):

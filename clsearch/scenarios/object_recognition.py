@@ -13,6 +13,9 @@ from clsearch.scenarios._common import ConformedPool, Plan, PlannedScenario, Poo
 from clsearch.scenarios.base import Incremental, ScenarioOptions
 
 Set = Literal["flowers", "scenes", "birds", "cars", "aircraft", "actions", "letters", "svhn"]
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and deviation of the pixels that torchvision's weights were trained on."""
+
 _SMALL: Set = "svhn"
 """The set whose images are of one size, and scaled after they are read."""
 
@@ -29,6 +32,11 @@ class ObjectRecognitionOptions(ScenarioOptions):
         description="Height and width, or one number for both: every image is scaled until it"
         " covers them and cropped at the centre.",
     )
+    normalise: Literal["own", "imagenet"] = Field(
+        "own",
+        description="Mean and deviation that pixels are normalised by: each set's own, or those of"
+        " ImageNet, which weights of torchvision were trained with.",
+    )
     corrupt: Corrupt = Field(
         "refuse",
         description="What to do with images that cannot be decoded: stop and name them, or leave"
@@ -40,7 +48,7 @@ class ObjectRecognition(PlannedScenario):
     """Task t has all classes of the t-th set and an output layer of its own (MAS §5.1, fig. 5).
 
     Flowers, Scenes, Birds, Cars, Aircraft, Actions, Letters, SVHN, each with its own training and
-    test part, normalised with its own mean and deviation.
+    test part.
     """
 
     name: ClassVar[str] = "object_recognition"
@@ -54,7 +62,8 @@ class ObjectRecognition(PlannedScenario):
         for name in options.tasks:
             form = {} if name == _SMALL else {"size": options.size, "corrupt": options.corrupt}
             source = build_source(SourceConfig(name=name, **form), "scenario", storage)
-            self.pools.append(ConformedPool(source, options, options.size, "rgb"))
+            moments = IMAGENET if options.normalise == "imagenet" else None
+            self.pools.append(ConformedPool(source, options, options.size, "rgb", moments))
 
     def steps(self) -> list[tuple[Pool, Plan]]:
         return [
