@@ -61,6 +61,10 @@ def selection_points(body: Mapping[str, Any]) -> Points:
     ]
     for i, done in enumerate(chosen["rounds"], start=1):
         points += [(f"fine_tune.{name}", done[name], i) for name in FINE_TUNE]
+    account = body.get("capacity", ())
+    for name in ("units", "used", "new", "reused") if account else ():
+        points += [(name, sum(layer[name] for layer in account), 0)]
+        points += [(f"{name}.{layer['layer']}", layer[name], 0) for layer in account]
     points += [(f"test_accuracy.task_{j}", a, 0) for j, a in enumerate(body["test"], 1)]
     points += [("candidates", len(chosen["candidates"]), 0)]
     points += [("candidates_within_margin", within_margin(chosen), 0)]
@@ -106,6 +110,11 @@ def story(body: Mapping[str, Any]) -> str:
         lines.append(
             f"Round {i} of fine-tuning: pruned to validation accuracy {done['pruned']:.4f} and "
             f"sparsity {done['sparsity']:.4f}, trial `{done['trial_key']}` {gave}: {became}."
+        )
+    if body.get("transfer"):
+        lines.append(
+            "Last-layer transfer: the last hidden layer had no free neurons left, so that the "
+            "output layer alone was learned."
         )
     if body["seeded_by"]:
         lines.append(f"It started from trial `{body['seeded_by']}` of the task before.")

@@ -12,12 +12,12 @@ from clsearch.config import Config
 from clsearch.errors import DamagedError
 from clsearch.held_out import HeldOut
 from clsearch.methods.base import ChainState, Context, Start, State, Thresholds
-from clsearch.models.base import Backbone, Gates, Params, head_names
-from clsearch.records import Selection
+from clsearch.models.base import Params
+from clsearch.records import Selection, TaskResult
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import commit_key
 from clsearch.store import Store, TrainedModel, read_commit, read_trained, write_commit
-from clsearch.system import System
+from clsearch.system import System, TaskModel
 from clsearch.training.batch import DeviceData, PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.step import state_of
@@ -44,7 +44,7 @@ class Learned:
 @dataclass(frozen=True)
 class Commit:
     """A chain after a task. `meta` is what was measured of the stored model: `test` accuracies by
-    task number, `validation_accuracy` on the task just learned, `free` neurons by layer."""
+    task number, `validation_accuracy` on the task just learned."""
 
     key: str
     state: ChainState
@@ -52,13 +52,11 @@ class Commit:
 
 
 @torch.no_grad()
-def accuracy(
-    backbone: Backbone, params: Params, data: DeviceData, task: Task, gates: Gates | None
-) -> float:
+def accuracy(model: TaskModel, task: Task, data: DeviceData) -> float:
     """How good a model is at a task: see `Answers.measure`."""
     readout, judged = Readout.of([task]), []
-    for batch in data.batches(backbone.evaluation_batch):
-        outputs, _ = answer(backbone, params, batch.x, readout, gates)
+    for batch in data.batches(model.backbone.evaluation_batch):
+        outputs, _ = answer(model.backbone, model.params, batch.x, readout, model.gates)
         judged.append(readout.answers.judged(outputs, batch.y))
     (found,) = readout.answers.measure(torch.cat(judged)[None], data.labels)
     return found
@@ -88,7 +86,6 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     current = learned.tasks[-1]
     meta = {
         "test": _accuracies(learned, state, own, learned.images.test),
-        "free": method.capacity(state.state),
         "validation_accuracy": _accuracies(learned, state, [current], learned.images.validation)[
             str(current.number)
         ],
@@ -101,9 +98,9 @@ def _consolidate(
     learned: Learned, seed: int, trained: TrainedModel, thresholds: Thresholds | None
 ) -> ChainState:
     """Runs the `consolidate` of the method and of the regularisers on a trial's parameters."""
-    system, parent, images = learned.system, learned.parent, learned.images
+    parent, images = learned.parent, learned.images
     context = context_of(learned.config, seed, learned.parts, learned.shared_head)
-    start = system.method.begin(parent, context)
+    system, start = learned.system.begin(parent, context)
 
     def accuracies(params: Params, state: State) -> list[float]:
         shown = ChainState(params, state)
@@ -145,6 +142,35 @@ def consolidate(
     return replace(state, regularizer_state=after)
 
 
+def result_of(
+    learned: Learned,
+    made: Commit,
+    selection: Selection,
+    transfer: bool,
+    earlier: Sequence[TaskResult],
+) -> TaskResult:
+    """What a chain has come to after a task; `earlier` are its results before.
+
+    A method with a model for each task keeps the entries of the others in the accuracy matrix.
+    """
+    measured: Mapping[str, float] = made.meta["test"]
+    row: list[float | None] = [measured.get(str(task.number)) for task in learned.tasks]
+    if learned.system.method.independent and earlier:
+        row[:-1] = earlier[-1].test
+    before = learned.parent.state if learned.parent else {}
+    method = learned.system.of(made.state.state).method
+    capacity = method.capacity(before, made.state, learned.tasks[-1])
+    return TaskResult(
+        selection,
+        made.key,
+        tuple(row),
+        selection.free if capacity is None else tuple(layer.free for layer in capacity),
+        stored_bytes(made.state),
+        capacity or (),
+        transfer,
+    )
+
+
 def stored_bytes(state: ChainState) -> int:
     """Bytes of what a chain remembers beside its parameters."""
     parts = (state.state, state.regularizer_state)
@@ -158,11 +184,9 @@ def _accuracies(
     samples: Callable[[Task], DeviceData],
 ) -> dict[str, float]:
     """By task number, the accuracy of a model on every task it answers."""
-    system, found = learned.system, {}
-    for task in tasks:
-        gates = system.method.gates(state.state, task)
-        if gates is not None and head_names(task.head)[0] in state.params:
-            found[str(task.number)] = accuracy(
-                system.backbone, state.params, samples(task), task, gates
-            )
-    return found
+    models = [(task, learned.system.model(state, task)) for task in tasks]
+    return {
+        str(task.number): accuracy(model, task, samples(task))
+        for task, model in models
+        if model is not None
+    }

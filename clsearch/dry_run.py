@@ -215,7 +215,7 @@ def _methods_sheet(found: Sequence[Forecast]) -> Sheet:
     header = ("method", "trials", "pack", "packs", "weights", "MiB a pack", "core time")
     note = (
         "Core time: some steps of each method's pack on this machine, times the steps of all "
-        "its trials; penalties of later tasks, scans and the search itself come on top."
+        "its trials; penalties and growth of later tasks, scans and the search itself come on top."
     )
     return Sheet("Methods, over all tasks and seeds", header, rows, frozenset({0}), note)
 

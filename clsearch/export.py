@@ -203,14 +203,13 @@ def model_of(
 
     Raises `ValueError` for a task that the chain has no answer for.
     """
-    gates = system.method.gates(state.state, task)
-    if gates is None:
+    model = system.model(state, task)
+    if model is None:
         raise ValueError(f"{system.label} has no model for task {task.number}")
     if compacted:
-        return standalone(
-            *compact(system.backbone, state.params, task.head, gates), task.head, None, task
-        )
-    return standalone(system.backbone, state.params, task.head, gates, task)
+        own = compact(model.backbone, model.params, model.head, model.gates)
+        return standalone(*own, model.head, None, task)
+    return standalone(model.backbone, model.params, model.head, model.gates, task)
 
 
 def compaction(full: StandaloneModel, small: StandaloneModel) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import yaml
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError
 from clsearch.files import atomic_write, owned
-from clsearch.records import Selection, TaskResult, TrialRecord
+from clsearch.records import TaskResult, TrialRecord
 from clsearch.store import Store, read_record
 
 
@@ -98,11 +98,8 @@ def results_of(out: Path) -> list[TaskResult]:
         matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
         found = []
         for data in selections:
-            commit, memory = data.pop("commit"), data.pop("memory_bytes", None)
-            selection = Selection.from_json(data)
-            rows = matrix[selection.method][str(selection.seed)]
-            row = tuple(rows[selection.task - 1])
-            found.append(TaskResult(selection, commit, row, memory_bytes=memory))
+            rows = matrix[data["method"]][str(data["seed"])]
+            found.append(TaskResult.from_json(data, tuple(rows[data["task"] - 1])))
         return found
     except FileNotFoundError:
         return []

@@ -166,7 +166,8 @@ def _in_words(result: TaskResult) -> str:
         for r in selection.rounds
         if r.kept and r.recovered is not None
     )
+    transfer = " · last-layer transfer: no free neurons" if result.transfer else ""
     return (
         f"{hypers} · validation {100 * (selection.validation_accuracy or 0):.2f} %, "
-        f"sparsity {100 * (selection.sparsity or 0):.0f} %{tuned}{test}"
+        f"sparsity {100 * (selection.sparsity or 0):.0f} %{tuned}{test}{transfer}"
     )

@@ -216,6 +216,33 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class LayerCapacity:
+    """The neurons of a unit layer after a task, of a method that keeps account of them.
+
+    `used` are those that any task so far needs; `new` of them were taken by this task. `reused`
+    are neurons of earlier tasks that this task reads: those from which weights other than 0 lead
+    to its output layer, through neurons of earlier tasks or its own (CLNP §3.1).
+    """
+
+    layer: str
+    units: int
+    used: int
+    new: int
+    reused: int
+
+    @property
+    def free(self) -> int:
+        return self.units - self.used
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "free": self.free}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerCapacity:
+        return cls(**{name: data[name] for name in ("layer", "units", "used", "new", "reused")})
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """A chain after one task: the selection, its commit and the test accuracies it reached.
 
@@ -223,6 +250,8 @@ class TaskResult:
     ended). `test[j]` is the test accuracy (fraction) on task j+1, None where the model has no
     answer for that task. `free` counts what the *stored* model leaves free by layer.
     `memory_bytes` is what the chain remembers beside its parameters: importance, anchors, ….
+    `capacity` is the account of each layer, empty where the method keeps none. `transfer`: the
+    task had its output layer alone to learn with (last-layer transfer, CLNP §3.2).
     """
 
     selection: Selection
@@ -230,3 +259,24 @@ class TaskResult:
     test: tuple[float | None, ...] = ()
     free: tuple[int, ...] = ()
     memory_bytes: int | None = None
+    capacity: tuple[LayerCapacity, ...] = ()
+    transfer: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the test accuracies, which have a file of their own."""
+        return {
+            **self.selection.to_json(),
+            "commit": self.commit,
+            "memory_bytes": self.memory_bytes,
+            "capacity": [layer.to_json() for layer in self.capacity],
+            "transfer": self.transfer,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], test: tuple[float | None, ...]) -> TaskResult:
+        """Reads what `to_json` wrote; raises `TypeError` or `KeyError` on anything else."""
+        fields = dict(data)
+        commit, memory = fields.pop("commit"), fields.pop("memory_bytes", None)
+        capacity = tuple(map(LayerCapacity.from_json, fields.pop("capacity", ())))
+        transfer, free = fields.pop("transfer", False), tuple(c.free for c in capacity)
+        return cls(Selection.from_json(fields), commit, test, free, memory, capacity, transfer)

@@ -240,13 +240,17 @@ def print_status(out: Path, console: Console) -> None:
     finished = True
     for method in config.methods:
         for seed in config.seeds:
-            own = [
-                r.selection
+            of_chain = [
+                r
                 for r in results
                 if (r.selection.method, r.selection.seed) == (method.chain_name, seed)
             ]
+            own = [r.selection for r in of_chain]
             ended = next((s for s in own if s.outcome != "selected"), None)
             line = f"  {method.chain_name}/seed-{seed}: {len(own)} of {tasks} tasks"
+            transferred = [str(r.selection.task) for r in of_chain if r.transfer]
+            if transferred:
+                line += f", last-layer transfer at {', '.join(transferred)}"
             if ended:
                 line = f"  {ended.chain}: {ended.outcome} at task {ended.task}: {ended.reason}"
             elif len(own) < tasks:

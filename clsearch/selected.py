@@ -57,5 +57,6 @@ def open_selected(out: Path, method: str, task: int, seed: int | None = None) ->
     if stored is None:
         raise DamagedError(f"the checkpoint {commit} is missing")
     tasks = build_scenario(config).tasks[:task]
-    system = build_system(config, labels.index(method), tasks[-1].shape)
-    return SelectedChain(config, system, tasks, stored[0], result)
+    state = stored[0]
+    system = build_system(config, labels.index(method), tasks[-1].shape).of(state.state)
+    return SelectedChain(config, system, tasks, state, result)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clsearch.commit import Commit, Learned, commit, stored_bytes
+from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config, without_places
 from clsearch.errors import DamagedError, DepletedError, StoreError
 from clsearch.export import provenance, write_model_files
@@ -46,11 +46,17 @@ class Results:
 
 @dataclass
 class _Chain:
-    """A chain on its way: where its next task starts from."""
+    """A chain on its way: where its next task starts from.
+
+    Of the task at work: `begun` is what it is learned with, `transfer` whether by last-layer
+    transfer.
+    """
 
     chain: Chain
     index: int
     system: System
+    begun: System
+    transfer: bool = False
     parent: Commit | None = None
     history: list[TaskResult] = field(default_factory=list)
     ended: bool = False
@@ -113,7 +119,7 @@ class Search:
             progress,
         )
         chains = [
-            _Chain(Chain(system.label, seed), i, system)
+            _Chain(Chain(system.label, seed), i, system, system)
             for i, system in enumerate(self.systems)
             for seed in self.config.seeds
         ]
@@ -141,7 +147,7 @@ class Search:
         trials: dict[Chain, dict[str, dict[str, float]]] = {}
         for c in list(chains):
             try:
-                c.system.method.begin(c.state, self._context(c, data, task))
+                c.begun, start = c.system.begin(c.state, self._context(c, data, task))
             except DepletedError as error:
                 margin = self.config.margin_of(c.system.config)
                 self._end(
@@ -151,6 +157,7 @@ class Search:
                     ),
                 )
                 continue
+            c.transfer = c.begun.transfers(start)
             trials[c.chain] = {
                 self._key(c, data, task, hyper): hyper
                 for hyper in hyperparameters_of(
@@ -227,7 +234,7 @@ class Search:
             hypers = trials[c.chain]
             missing = [key for key in hypers if key not in records]
             size = pack_size(
-                c.system.backbone,
+                c.begun.backbone,
                 self.config.resources.pack,
                 self.searcher.device,
                 self.config.training.batch_size,
@@ -347,29 +354,20 @@ class Search:
             self.shared_head,
             self.held_out,
         )
-        c.parent = commit(learned, selection, self.store)
-        result = self._result(c, c.parent, task, selection)
+        made = commit(learned, selection, self.store)
+        result = result_of(learned, made, selection, c.transfer, c.history)
+        c.parent = made
         c.history.append(result)
         self.found.results.append(result)
         with tempfile.TemporaryDirectory(prefix="clsearch-model-") as folder:
             metadata = provenance(self.config, result)
-            write_model_files(Path(folder), c.system, c.parent.state, task, metadata)
+            write_model_files(Path(folder), c.system, made.state, task, metadata)
             stored = {
-                "stored_validation_accuracy": c.parent.meta["validation_accuracy"],
+                "stored_validation_accuracy": made.meta["validation_accuracy"],
                 "stored_bytes": float(result.memory_bytes or 0),
             }
             self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))
         self.progress.selected(result)
-
-    def _result(self, c: _Chain, made: Commit, task: Task, selection: Selection) -> TaskResult:
-        """The row of the accuracy matrix: a method with a model for each task keeps old entries."""
-        measured: Mapping[str, float] = made.meta["test"]
-        row: list[float | None] = [measured.get(str(j)) for j in range(1, task.number + 1)]
-        if c.system.method.independent and c.history:
-            row[: task.number - 1] = c.history[-1].test
-        free = made.meta["free"]
-        left = selection.free if free is None else tuple(free[name] for name in selection.layers)
-        return TaskResult(selection, made.key, tuple(row), left, stored_bytes(made.state))
 
     def _end(self, c: _Chain, selection: Selection) -> None:
         """Ends a chain with a selection that chose nothing."""
@@ -383,10 +381,7 @@ class Search:
     def _write(self) -> None:
         """The selections, the accuracy matrix and the two tables of trials and scans."""
         order = sorted(self.found.results, key=lambda r: (r.selection.task, str(r.selection.chain)))
-        selections = [
-            {**r.selection.to_json(), "commit": r.commit, "memory_bytes": r.memory_bytes}
-            for r in order
-        ]
+        selections = [r.to_json() for r in order]
         atomic_write(self.out / "selections.json", json.dumps(selections, indent=1) + "\n")
         matrix: dict[str, Any] = {}
         for r in order:

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from clsearch.config import AugmentConfig, Config, MethodConfig, Plugin, checked
 from clsearch.data._stored import Images
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
-from clsearch.methods.base import Method
-from clsearch.models.base import Backbone
+from clsearch.methods.base import ChainState, Context, Method, Start, State
+from clsearch.models.base import Backbone, Gates, Params, head_names
+from clsearch.models.partition import fitted
+from clsearch.models.widths import resized
 from clsearch.plugins import find
 from clsearch.regularizers.base import Regularizer
 from clsearch.scenarios.base import Scenario, Task
@@ -30,8 +32,22 @@ MAX_TRIALS = 100_000
 
 
 @dataclass(frozen=True)
+class TaskModel:
+    """What answers a task: a network in the widths it was learned in, its parameters, the number
+    of its head, and the gates to run it with."""
+
+    backbone: Backbone
+    params: Params
+    head: int
+    gates: Gates
+
+
+@dataclass(frozen=True)
 class System:
-    """One method of the config with its backbone, its regularisers and what can be searched."""
+    """One method of the config with its backbone, its regularisers and what can be searched.
+
+    The backbone has the configured widths, or those of a chain's state (`of`).
+    """
 
     config: MethodConfig
     backbone: Backbone
@@ -42,6 +58,39 @@ class System:
     @property
     def label(self) -> str:
         return self.config.chain_name
+
+    def of(self, state: State, task: Task | None = None) -> System:
+        """The same on the network that a method's state belongs to, or that learned `task`."""
+        units = self.method.units(state, task)
+        if all(units.get(u.name, u.units) == u.units for u in self.backbone.unit_layers):
+            return self
+        backbone = resized(self.backbone, units)
+        method = type(self.method)(self.method.options, backbone)
+        regularizers = tuple(type(r)(r.options, backbone) for r in self.regularizers)
+        return replace(self, backbone=backbone, method=method, regularizers=regularizers)
+
+    def begin(self, parent: ChainState | None, context: Context) -> tuple[System, Start]:
+        """What a task is learned with, and where it starts. Raises `DepletedError` where nothing
+        can be learned."""
+        if parent is None:
+            return self, self.method.begin(None, context)
+        parent = self.method.grow(parent)
+        grown = self.of(parent.state)
+        return grown, grown.method.begin(parent, context)
+
+    def transfers(self, start: Start) -> bool:
+        """Whether a task has its output layer alone to learn with: no weight of the last hidden
+        layer may change (last-layer transfer, CLNP §3.2)."""
+        last = self.backbone.unit_layers[-1:]
+        return any(u.weight not in start.trainable for u in last)
+
+    def model(self, chain: ChainState, task: Task) -> TaskModel | None:
+        """The model that answers `task` in a chain's state; None if there is none."""
+        gates = self.method.gates(chain.state, task)
+        if gates is None or head_names(task.head)[0] not in chain.params:
+            return None
+        backbone = self.of(chain.state, task).backbone
+        return TaskModel(backbone, fitted(chain.params, backbone), task.head, gates)
 
 
 def build_scenario(config: Config) -> Scenario:

@@ -142,6 +142,8 @@ class MLflowTracker:
             "commit": result.commit,
             "test": result.test,
             "free": result.free,
+            "capacity": [layer.to_json() for layer in result.capacity],
+            "transfer": result.transfer,
             "seeded_by": commit.seeded_by,
             "metrics": commit.metrics,
             "model": folder is not None,
@@ -245,6 +247,7 @@ class Delivery:
             "clsearch.outcome": chosen["outcome"],
             "clsearch.reason": chosen["reason"] or "none",
             "clsearch.seeded_by": body["seeded_by"] or "none",
+            "clsearch.transfer": str(body.get("transfer", False)).lower(),
             "clsearch.status": "FAILED" if chosen["outcome"] == "failed" else "COMPLETE",
             NOTE: story(body),
         }

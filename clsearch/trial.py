@@ -79,9 +79,10 @@ class Bench:
         device: torch.device,
     ) -> Bench:
         """Builds the method and its start. Raises `DepletedError` where nothing can be learned."""
-        system = build_system(config, job.method, parts[-1].task.shape)
         context = context_of(config, job.chain.seed, parts, job.shared_head)
-        start = start_on(system.method.begin(parent, context), device)
+        built = build_system(config, job.method, parts[-1].task.shape)
+        system, start = built.begin(parent, context)
+        start = start_on(start, device)
         regularizer_state = on_device(parent.regularizer_state if parent else {}, device)
         return cls(
             config, system, context, start, regularizer_state, PackData.of(parts, device), device

@@ -27,7 +27,7 @@ from clsearch.models.base import Backbone, Params
 from clsearch.plugins import discover
 from clsearch.protocols import Committed, Job, SearchInfo
 from clsearch.pruning.activity import mean_activity
-from clsearch.records import Chain, TaskResult, TrialRecord, digest
+from clsearch.records import Chain, LayerCapacity, TaskResult, TrialRecord, digest
 from clsearch.rng import generator
 from clsearch.scenarios.base import InputTransform, Scenario, Task, TaskData
 from clsearch.store import Store, read_commit
@@ -160,7 +160,7 @@ class Learner:
 
     def begin(self, parent: ChainState | None, number: int) -> Start:
         alone = self.method.independent or self.method.uses_all_tasks
-        return self.method.begin(None if alone else parent, self.context(number))
+        return self.system.begin(None if alone else parent, self.context(number))[1]
 
     def train(
         self,
@@ -171,8 +171,9 @@ class Learner:
     ) -> list[Trained]:
         """The members of one pack, by number."""
         data = self.data(number)
+        system = self.system.of(start.state)
         objective = Objective(
-            self.system.backbone, self.method, self.system.regularizers, start, data.readout,
+            system.backbone, system.method, system.regularizers, start, data.readout,
             regularizer_state or {},
         )  # fmt: skip
         generators = self.context(number).generator
@@ -183,7 +184,7 @@ class Learner:
     def evidence(
         self, start: Start, params: Params, number: int, running: Mapping[str, Tensor] | None = None
     ) -> TrainingEvidence:
-        data, backbone = self.data(number), self.system.backbone
+        data, backbone = self.data(number), self.system.of(start.state).backbone
 
         def unlabelled(source: str) -> Tensor:
             return data.validation.inputs
@@ -219,27 +220,34 @@ class Learner:
         params = {**start.params, **trained.params}
         evidence = self.evidence(start, params, number, trained.running)
         thresholds = None if threshold is None else same_theta(self.system.backbone, threshold)
-        return consolidate(self.system, start, evidence, thresholds, self.context(number), parent)
+        system = self.system.of(start.state)
+        return consolidate(system, start, evidence, thresholds, self.context(number), parent)
 
     def consolidate(
         self, start: Start, params: Params, evidence: Evidence, threshold: float, number: int
     ) -> ChainState:
         """The method's part alone, pruned at one threshold."""
         thresholds = same_theta(self.system.backbone, threshold)
-        context = self.context(number)
-        return self.method.consolidate(start, params, evidence, thresholds, context)
+        context, method = self.context(number), self.system.of(start.state).method
+        return method.consolidate(start, params, evidence, thresholds, context)
 
     def logits(self, state: ChainState, number: int) -> Tensor:
         """The answers of a chain to a task's validation samples, `[N, classes]`."""
         task = self.tasks[number - 1].task
-        gates = self.method.gates(state.state, task)
-        assert gates is not None
+        model = self.system.model(state, task)
+        assert model is not None
         data = PackData.of([self.tasks[number - 1]], torch.device("cpu")).validation
         (batch,) = data.batches(len(data))
-        logits, _ = answer(
-            self.system.backbone, state.params, batch.x, Readout((task.head,)), gates
-        )
+        readout = Readout((model.head,))
+        logits, _ = answer(model.backbone, model.params, batch.x, readout, model.gates)
         return logits
+
+    def capacity(
+        self, before: ChainState | None, after: ChainState, number: int
+    ) -> tuple[LayerCapacity, ...] | None:
+        """The account of a task."""
+        method = self.system.of(after.state).method
+        return method.capacity(before.state if before else {}, after, self.tasks[number - 1].task)
 
 
 # --- a search in this process --------------------------------------------------------------------

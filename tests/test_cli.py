@@ -280,7 +280,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_search_leaves_exactly_the_files_of_the_design(searched: tuple[Path, str]) -> None:
     out, _ = searched
     assert {p.name for p in out.iterdir()} == {
-        "config.yaml", "trials.parquet", "scan.parquet", "selections.json",
+        "config.yaml", "trials.parquet", "scan.parquet", "capacity.parquet", "selections.json",
         "accuracy_matrix.json", "checkpoints", "report", "mlflow.db", "artifacts",
     }  # fmt: skip
     kinds = {p.name for p in (out / "checkpoints").iterdir()}

@@ -30,8 +30,9 @@ from clsearch.models.base import (
     initial_parameters,
 )
 from clsearch.models.mlp import MLP, MLPOptions
+from clsearch.models.partition import needed
 from clsearch.models.widths import resized
-from clsearch.pruning.compaction import compact, needed
+from clsearch.pruning.compaction import compact
 from clsearch.pruning.measure import compare
 from clsearch.rng import generator
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -16,14 +16,15 @@ from torch import Tensor
 
 from clsearch.data.base import Samples
 from clsearch.errors import DepletedError
-from clsearch.methods.base import ChainState, Context, MethodOptions
-from clsearch.methods.clnp import CLNP
+from clsearch.methods.base import ChainState, Context
+from clsearch.methods.clnp import CLNP, CLNPOptions
 from clsearch.models._convnet import AveragePool, Conv, ConvNet, Dense, Dropout, Layer, MaxPool
 from clsearch.models.base import BackboneOptions
 from clsearch.pruning.activity import mean_activity
 from clsearch.regularizers.l1_param import L1Param, L1ParamOptions
 from clsearch.rng import generator
 from clsearch.scenarios.base import InputTransform, Task, TaskData
+from clsearch.system import System
 from clsearch.training.batch import PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import train_pack
@@ -98,9 +99,20 @@ def sequence(shared: bool, seed: int) -> list[TaskData]:
 class Chain:
     """A chain of one architecture on one device, driven by hand."""
 
-    def __init__(self, layers: list[Layer], shared: bool, seed: int, device: str) -> None:
+    def __init__(
+        self,
+        layers: list[Layer],
+        shared: bool,
+        seed: int,
+        device: str,
+        grow: Sequence[int | Literal["auto"] | None] = (),
+    ) -> None:
         self.backbone = AnyNetwork(BackboneOptions(), SHAPE, layers)
-        self.method = CLNP(MethodOptions(), self.backbone)
+        rules = zip([u.name for u in self.backbone.unit_layers], grow, strict=False)
+        options = CLNPOptions(grow={name: rule for name, rule in rules if rule is not None})
+        entry = tiny_config("clnp").methods[0]
+        regularizers = (L1Param(L1ParamOptions(), self.backbone),)
+        self.system = System(entry, self.backbone, CLNP(options, self.backbone), regularizers, {})
         self.shared, self.seed, self.device = shared, seed, torch.device(device)
         self.tasks = sequence(shared, seed)
 
@@ -114,36 +126,36 @@ class Chain:
             return generator("any", self.seed, number, name)
 
         context = Context(part.task, (part.task,), self.shared, streams)
-        start = start_on(self.method.begin(parent, context), self.device)
+        system, start = self.system.begin(parent, context)
+        start, backbone = start_on(start, self.device), system.backbone
         data = PackData.of([part], self.device)
-        l1 = L1Param(L1ParamOptions(), self.backbone)
-        objective = Objective(self.backbone, self.method, [l1], start, data.readout)
+        objective = Objective(backbone, system.method, system.regularizers, start, data.readout)
         config = tiny_config(training={"epochs": 1, "batch_size": 5}).training
         members = list(train_pack(objective, hypers, data, config, streams))
         trained = next(m for m in members if m.member == len(hypers) - 1)
         assert trained.params is not None, trained.reason
         params = {n: v.cpu() for n, v in {**start.params, **trained.params}.items()}
         start, data = start_on(start, torch.device("cpu")), PackData.of([part], torch.device("cpu"))
-        activity = mean_activity(self.backbone, params, data.train, start.gates, 7)
+        activity = mean_activity(backbone, params, data.train, start.gates, 7)
         ranks = {n: v.argsort().argsort() / len(v) for n, v in activity.items()}
         evidence = TrainingEvidence(
-            self.backbone, start, params, data, part.task, 7, ranks, {},
+            backbone, start, params, data, part.task, 7, ranks, {},
             lambda source: data.train.inputs, lambda params, state: [],
         )  # fmt: skip
-        thresholds = same_theta(self.backbone, 1 - keep)
-        return self.method.consolidate(start, params, evidence, thresholds, context)
+        thresholds = same_theta(backbone, 1 - keep)
+        return system.method.consolidate(start, params, evidence, thresholds, context)
 
     def logits(self, state: ChainState, number: int) -> Tensor:
         """The answers to a task's stored inputs."""
         task = self.tasks[number - 1].task
         data = PackData.of([self.tasks[number - 1]], self.device).validation
-        gates = self.method.gates(state.state, task)
-        assert gates is not None
-        gates = {n: v.to(self.device) for n, v in gates.items()}
-        params = {n: v.to(self.device) for n, v in state.params.items()}
+        model = self.system.model(state, task)
+        assert model is not None
+        gates = {n: v.to(self.device) for n, v in model.gates.items()}
+        params = {n: v.to(self.device) for n, v in model.params.items()}
         (batch,) = data.batches(len(data))
         with torch.no_grad():
-            logits, _ = answer(self.backbone, params, batch.x, Readout((task.head,)), gates)
+            logits, _ = answer(model.backbone, params, batch.x, Readout((task.head,)), gates)
         return logits
 
 
@@ -155,6 +167,7 @@ class Chain:
     members=st.integers(1, 3),
     l1=st.sampled_from([0.0, 1e-3]),
     seed=st.integers(0, 99),
+    grow=st.lists(st.sampled_from([None, None, "auto", 2, 5]), max_size=5),
 )
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_zero_forgetting_is_exact(
@@ -165,9 +178,10 @@ def test_zero_forgetting_is_exact(
     members: int,
     l1: float,
     seed: int,
+    grow: list[int | Literal["auto"] | None],
 ) -> None:
     """Logits of every earlier task are the same bits after every later one."""
-    chain = Chain(layers, shared, seed, device)
+    chain = Chain(layers, shared, seed, device, grow)
     hypers = [{"lr": 0.01 * (k + 1), "l1": l1} for k in range(members)]
     state: ChainState | None = None
     remembered: dict[int, Tensor] = {}
@@ -197,7 +211,8 @@ def test_later_tasks_do_move_the_network(norm: bool) -> None:
             for name in (unit.weight, *unit.vectors):
                 assert torch.equal(after.params[name][on], before.params[name][on])
                 assert not torch.equal(after.params[name], before.params[name]), name
-    assert len({tuple(chain.method.capacity(s.state).values()) for s in states}) > 2
+    layers = [u.name for u in chain.backbone.unit_layers]
+    assert len({tuple(int(s.state[f"active.{n}"].sum()) for n in layers) for s in states}) > 2
 
 
 def test_what_is_not_frozen_would_be_noticed() -> None:

@@ -9,14 +9,13 @@ import textwrap
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from clsearch.config import MethodConfig
 from clsearch.errors import DamagedError, InputError
 from clsearch.export import (
     StandaloneModel,
@@ -26,10 +25,12 @@ from clsearch.export import (
     standalone,
     write_model_files,
 )
-from clsearch.methods.base import ChainState
+from clsearch.methods.base import ChainState, MethodOptions, State
+from clsearch.methods.finetune import Finetune
 from clsearch.models.base import Gates, Params, forward, initial_head, initial_parameters
 from clsearch.models.mlp import MLP, MLPOptions
 from clsearch.scenarios.base import InputTransform, Task
+from clsearch.system import System
 
 SHAPE = (2, 4, 3)
 TASK = Task(
@@ -162,9 +163,15 @@ def test_programs_hold_no_pickled_tensors(network: tuple[MLP, Params], tmp_path:
 
 def test_model_files_of_a_commit(network: tuple[MLP, Params], tmp_path: Path) -> None:
     backbone, params = network
-    answers = {3: GATES}
-    method = SimpleNamespace(gates=lambda state, task: answers.get(task.number))
-    system: Any = SimpleNamespace(backbone=backbone, method=method, label="clnp")
+
+    class Gated(Finetune):
+        """Answers task 3, with gates."""
+
+        def gates(self, state: State, task: Task) -> Gates | None:
+            return {3: GATES}.get(task.number)
+
+    entry = MethodConfig(name="finetune")
+    system = System(entry, backbone, Gated(MethodOptions(), backbone), (), {})
     write_model_files(tmp_path, system, ChainState(params), PERMUTED, {"trial_key": "ab12"})
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "example.npy",

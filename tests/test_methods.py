@@ -155,7 +155,7 @@ def test_hooks_change_none_of_their_inputs(name: str, shared: bool) -> None:
     first = [[t.clone() for t in part.values()] for part in given.seen]
     after = [t.clone() for t in tensors(state)]
     chain.method.gates(state.state, chain.tasks[1].task)
-    chain.method.capacity(state.state)
+    chain.capacity(parent, state, 2)
     assert unchanged(before, tensors(*inputs))
     again = chain.consolidate(start, params, given, 0.05, 2)
     assert unchanged(after, tensors(again))
@@ -272,7 +272,7 @@ def test_shapes_of_what_a_method_says(name: str, shared: bool) -> None:
     chain, state = learner(name, shared), None
     units = {u.name: u.units for u in chain.system.backbone.unit_layers}
     for number in (1, 2, 3):
-        start = chain.begin(state, number)
+        parent, start = state, chain.begin(state, number)
         assert set(start.trainable) <= set(start.params)
         assert start.trainable
         for n, mask in start.trainable.items():
@@ -287,10 +287,12 @@ def test_shapes_of_what_a_method_says(name: str, shared: bool) -> None:
         state = chain.learn(state, number, 0.05)
         assert all(v.dtype == torch.float32 for v in state.params.values())
         assert isinstance(chain.method.drift(state.params, state.state), float)
-        capacity = chain.method.capacity(state.state)
-        if capacity is not None:
-            assert capacity.keys() == units.keys()
-            assert all(type(c) is int and 0 <= c <= units[n] for n, c in capacity.items())
+        account = chain.capacity(parent, state, number)
+        if account is not None:
+            assert {c.layer: c.units for c in account} == units
+            for c in account:
+                assert all(type(n) is int and n >= 0 for n in (c.new, c.reused, c.free))
+                assert c.new + c.reused <= c.used
         for task in chain.tasks[:number]:
             gates = chain.method.gates(state.state, task.task)
             if task is chain.tasks[number - 1]:
@@ -405,6 +407,11 @@ def active(state: ChainState, layer: str) -> Tensor:
     return state.state[f"active.{layer}"]
 
 
+def free(chain: Learner, state: ChainState) -> dict[str, int]:
+    """Free neurons by layer after the first task."""
+    return {c.layer: c.free for c in chain.capacity(None, state, 1) or ()}
+
+
 heads = pytest.mark.parametrize("shared", [True, False], ids=["shared", "multi"])
 
 
@@ -419,9 +426,7 @@ def test_clnp_active_neurons_are_those_above_the_threshold(shared: bool) -> None
     for layer in ("fc1", "fc2"):
         assert torch.equal(active(state, layer), activity[layer] > theta)
         assert 0 < int(active(state, layer).sum()) < len(active(state, layer))
-    assert chain.method.capacity(state.state) == {
-        n: int((activity[n] <= theta).sum()) for n in ("fc1", "fc2")
-    }
+    assert free(chain, state) == {n: int((activity[n] <= theta).sum()) for n in ("fc1", "fc2")}
 
 
 @heads
@@ -541,9 +546,9 @@ def test_clnp_depleted_with_heads_goes_on_as_last_layer_transfer() -> None:
 def test_clnp_prunes_everything_or_nothing() -> None:
     chain = clnp(False)
     nothing = chain.learn(None, 1, None)
-    assert chain.method.capacity(nothing.state) == {"fc1": 0, "fc2": 0}
+    assert free(chain, nothing) == {"fc1": 0, "fc2": 0}
     everything = chain.learn(None, 1, 1e9)
-    assert chain.method.capacity(everything.state) == {"fc1": 16, "fc2": 12}
+    assert free(chain, everything) == {"fc1": 16, "fc2": 12}
     bias = everything.params["head.0.bias"]
     assert torch.equal(chain.logits(everything, 1), bias.expand(len(chain.tasks[0].validation), -1))
 

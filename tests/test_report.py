@@ -10,13 +10,21 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from clsearch.records import Candidate, ScanPoint, Selection, TaskResult, TrialRecord
+from clsearch.records import (
+    Candidate,
+    LayerCapacity,
+    ScanPoint,
+    Selection,
+    TaskResult,
+    TrialRecord,
+)
 from clsearch.report import write_report
 from clsearch.report.figures import write_figures
 from clsearch.report.tables import markdown_table, print_tables, write_tables
@@ -95,6 +103,24 @@ def run(
                 if ends:
                     break
     return records, results
+
+
+def accounted(found: Run) -> Run:
+    """The run with an account of clnp's neurons, whose fc1 grows; task 2 is learned by transfer."""
+    records, results = found
+    return records, [
+        replace(
+            r,
+            capacity=(
+                LayerCapacity("fc1", 18 + 2 * task, used=4 + 4 * task, new=4, reused=3 * task + 1),
+                LayerCapacity("fc2", 10, used=min(10, 3 + 2 * task), new=2, reused=0),
+            ),
+            transfer=task == 2,
+        )
+        if (task := r.selection.task) and r.selection.method == "clnp" and r.commit
+        else r
+        for r in results
+    ]
 
 
 def printed(found: Run, width: int = 80) -> str:
@@ -224,7 +250,45 @@ def test_parquet_of_nothing_and_of_failures_alone(tmp_path: Path) -> None:
         write_tables(tmp_path, records, [])
         assert pq.read_table(tmp_path / "trials.parquet").num_rows == len(records)
         assert pq.read_table(tmp_path / "scan.parquet").num_rows == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["scan.parquet", "trials.parquet"]
+        assert pq.read_table(tmp_path / "capacity.parquet").num_rows == 0
+    names = ["capacity.parquet", "scan.parquet", "trials.parquet"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_capacity_parquet(tmp_path: Path) -> None:
+    write_tables(tmp_path, *accounted(run(["clnp", "ewc"], 2)))
+    rows = pq.read_table(tmp_path / "capacity.parquet").to_pylist()
+    assert [(r["method"], r["task"], r["layer"]) for r in rows] == [
+        ("clnp", task, layer) for task in (1, 2) for layer in LAYERS
+    ]
+    assert rows[2] == {
+        "method": "clnp", "seed": 0, "task": 2, "layer": "fc1", "units": 22,
+        "used": 12, "new": 4, "reused": 7, "free": 10, "transfer": True,
+    }  # fmt: skip
+
+
+def test_last_layer_transfer_is_marked() -> None:
+    text = printed(accounted(run(["clnp", "ewc"], 3, seeds=2)), width=90)
+    assert row_of(text, "Result", "clnp").split()[1] == "3/3‡"
+    assert row_of(text, "Result", "ewc").split()[1] == "3/3"
+    assert row_of(text, "Average", "clnp").split()[1:] == ["90.5", "90.5‡", "90.5"]
+    assert "‡ Last-layer transfer" in text
+    assert "‡" not in printed(run(["clnp", "ewc"], 3))
+
+
+def test_free_neurons_are_of_the_width_that_a_layer_has_grown_to() -> None:
+    records, results = run(["clnp"], 2, seeds=2)
+    grown = [
+        replace(r, selection=replace(r.selection, units=(20 + 4 * r.selection.seed, 10)))
+        for r in results
+    ]
+    assert "fc1 5/22" in printed((records, grown))
+
+
+def test_a_task_result_comes_back_from_json() -> None:
+    for result in accounted(run(["clnp", "ewc"], 2, end=("ewc", 0, 2)))[1]:
+        again = TaskResult.from_json(json.loads(json.dumps(result.to_json())), result.test)
+        assert again == replace(result, free=tuple(c.free for c in result.capacity))
 
 
 @pytest.mark.parametrize(
@@ -239,9 +303,12 @@ def test_parquet_of_nothing_and_of_failures_alone(tmp_path: Path) -> None:
 def test_figures(
     tmp_path: Path, methods: list[str], tasks: int, seeds: int, end: tuple[str, int, int] | None
 ) -> None:
-    paths = write_figures(tmp_path, *run(methods, tasks, seeds, end), "test")
+    found = accounted(run(methods, tasks, seeds, end))
+    paths = write_figures(tmp_path, *found, "test")
     names = {"accuracy", "accuracy_matrix", "capacity"}
     names |= {f"{kind}_{m}" for m in methods for kind in ("tradeoff", "scan")}
+    if any(r.capacity for r in found[1]):
+        names.add("capacity_clnp")
     assert {p.stem for p in paths} == names
     assert sorted(paths) == sorted(tmp_path.iterdir())
     for path in paths:
@@ -260,12 +327,12 @@ def test_figures_are_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_report(tmp_path: Path) -> None:
-    found = run(["clnp", "ewc"], 2, seeds=2)
+    found = accounted(run(["clnp", "ewc"], 2, seeds=2))
     index, *figures = write_report(tmp_path, *found, "quickstart")
     text = index.read_text()
     assert index == tmp_path / "report" / "index.md"
     assert text.startswith("# quickstart\n")
-    assert "| clnp | 2/2 | 90.50 ± 0.71 |" in text
+    assert "| clnp | 2/2‡ | 90.50 ± 0.71 |" in text
     for figure in figures:
         assert f"]({figure.name})" in text
         assert (index.parent / figure.name).is_file()

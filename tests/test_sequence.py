@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import Learner, SerialSearcher, SilentProgress, SilentTracker
+from rich.console import Console
 
 import clsearch.sequence
 from clsearch.config import parse_config
 from clsearch.data.base import Samples
 from clsearch.errors import InputError, StoreError
-from clsearch.folder import open_store
+from clsearch.folder import open_store, results_of, write_config
 from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
 from clsearch.plugins import discover
+from clsearch.progress import ConsoleProgress
 from clsearch.records import Chain
+from clsearch.run import print_status
 from clsearch.scenarios._common import SourceScenario
+from clsearch.selected import open_selected
 from clsearch.sequence import Results, Search
 from clsearch.store import MANIFEST, Store, read_commit
 from clsearch.system import resolve
@@ -181,16 +187,18 @@ def test_clnp_forgets_nothing_in_a_search(tmp_path: Path) -> None:
         found = search.run(SerialSearcher(), SilentTracker(), SilentProgress())
         states = [(read_commit(search.store, str(r.commit)) or [None])[0] for r in found.results]
         assert len(states) == 3
-        method, backbone = search.systems[0].method, search.systems[0].backbone
+        system = search.systems[0]
         remembered: dict[int, torch.Tensor] = {}
         for number, state in enumerate(states, start=1):
             assert state is not None
             for earlier in range(1, number + 1):
                 task, samples = search.tasks[earlier - 1], search.scenario.test(earlier)
-                gates = method.gates(state.state, task)
+                model = system.model(state, task)
+                assert model is not None
                 device = DeviceData(samples.inputs, samples.labels, None, task.transform)
                 (batch,) = device.batches(len(samples))
-                logits, _ = answer(backbone, state.params, batch.x, Readout((task.head,)), gates)
+                readout = Readout((model.head,))
+                logits, _ = answer(model.backbone, model.params, batch.x, readout, model.gates)
                 assert torch.equal(remembered.setdefault(earlier, logits), logits)
 
 
@@ -422,6 +430,71 @@ def test_a_depleted_chain_ends_with_its_reason(beside: list[str], tmp_path: Path
     before = written(tmp_path)
     assert run(tmp_path, data).trained == 0
     assert written(tmp_path) == before
+
+
+DEPLETING: dict[str, Any] = {
+    "scenario": {**PERMUTED, "tasks": 3, "incremental": "task_incremental"},
+    "model": {"name": "mlp", "hidden": [8, 2]},
+    "selection": {"margin": 0, "thresholds": 1},
+    "training": {"epochs": 3, "batch_size": 64},
+}
+"""Nothing can be pruned that is not dead: the last layer is full after the first task."""
+
+
+def test_last_layer_transfer_is_recorded_and_shown(tmp_path: Path) -> None:
+    found = run(tmp_path, settings(["clnp"], **DEPLETING))
+    assert [r.transfer for r in found.results] == [False, True, True]
+    write_config(tmp_path, found.config)
+    assert [r.transfer for r in results_of(tmp_path)] == [False, True, True]
+    console = Console(file=io.StringIO(), width=200)
+    with ConsoleProgress(console) as progress:
+        progress.expected = 0
+        progress.selected(found.results[0])
+        progress.selected(found.results[1])
+    print_status(tmp_path, console)
+    assert isinstance(console.file, io.StringIO)
+    first, second, *status = console.file.getvalue().splitlines()
+    assert "transfer" not in first
+    assert "last-layer transfer: no free neurons" in second
+    assert "last-layer transfer at 2, 3" in "".join(status)
+    account = {c.layer: c for c in found.results[1].capacity}
+    assert (account["fc2"].new, account["fc2"].free, account["fc2"].reused) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("incremental", ["domain_incremental", "task_incremental"])
+def test_a_search_that_grows_is_the_same_when_made_again(incremental: str, tmp_path: Path) -> None:
+    """From the journal, and from the journal with its commits lost; and it forgets nothing."""
+    clnp = {"name": "clnp", "options": {"grow": {"fc1": 3, "fc2": "auto"}}}
+    scenario = {**DEPLETING["scenario"], "incremental": incremental}
+    data = settings([clnp], **{**DEPLETING, "scenario": scenario})
+    found = run(tmp_path, data)
+    write_config(tmp_path, found.config)
+    assert [r.transfer for r in found.results] == [False] * 3
+    widths = [tuple(c.units for c in r.capacity) for r in found.results]
+    assert widths[0] == (8, 2) < widths[1] < widths[2]
+    assert [r.selection.units for r in found.results] == widths
+    assert found.results[2].test[:2] == found.results[1].test == (
+        *found.results[0].test, found.results[1].test[1],
+    )  # fmt: skip
+    before = written(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "commits")
+    again = run(tmp_path, data)
+    assert (again.trained, again.results) == (0, found.results)
+    assert written(tmp_path) == before
+    chains = [open_selected(tmp_path, "clnp", number) for number in (1, 2, 3)]
+    last = chains[-1]
+    samples = Search(found.config, tmp_path, open_store(tmp_path)).scenario.test(1)
+    device = DeviceData(samples.inputs, samples.labels, None, last.tasks[0].transform)
+    (batch,) = device.batches(len(samples))
+    answers = []
+    for chain, width in zip(chains, widths, strict=True):
+        assert tuple(u.units for u in chain.system.backbone.unit_layers) == width
+        model = chain.system.model(chain.state, last.tasks[0])
+        assert model is not None
+        readout = Readout((model.head,))
+        answers.append(answer(model.backbone, model.params, batch.x, readout, model.gates)[0])
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
 
 
 def test_all_chains_may_fail(tmp_path: Path) -> None:

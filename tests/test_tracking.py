@@ -22,7 +22,7 @@ from clsearch import outbox as outbox_module
 from clsearch.errors import InputError, StoreError
 from clsearch.outbox import Entry, Ledger, Outbox
 from clsearch.protocols import Committed, SearchInfo
-from clsearch.records import Candidate, ScanPoint, Selection, TaskResult, TrialRecord
+from clsearch.records import Candidate, LayerCapacity, ScanPoint, Selection, TaskResult, TrialRecord
 from clsearch.tracking import MLflowTracker, store_of, ui_command
 
 DIGEST = "d" * 32
@@ -69,7 +69,11 @@ def selection(number: int, task: int = 1) -> Selection:
 
 
 def committed(number: int, model: Path | None, task: int = 1) -> Committed:
-    result = TaskResult(selection(number, task), f"commit-{number}-{task}", (0.91, None), (5, 2))
+    account = LayerCapacity("fc1", 20, 15, 6, 4), LayerCapacity("fc2", 10, 8, 3, 0)
+    result = TaskResult(
+        selection(number, task), f"commit-{number}-{task}", (0.91, None), (5, 2),
+        capacity=account, transfer=task == 2,
+    )  # fmt: skip
     return Committed(result, model, "f" * 32 if task > 1 else None, {"retained": 0.5})
 
 
@@ -227,6 +231,8 @@ def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -
         "margin": 1.0, "best": 0.902, "floor": 0.892, "validation_accuracy": 0.902,
         "accuracy": 0.895, "sparsity": 7 / 30, "threshold": 0.5, "free": 7, "free.fc1": 5,
         "free.fc2": 2, "test_accuracy.task_1": 0.91, "candidates_within_margin": 2, "retained": 0.5,
+        "units": 30, "units.fc1": 20, "used": 23, "used.fc2": 8, "new": 9, "new.fc1": 6,
+        "reused": 4, "reused.fc1": 4, "reused.fc2": 0,
     }  # fmt: skip
     assert {k: run.data.metrics[k] for k in expected} == pytest.approx(expected)
     assert "test_accuracy.task_2" not in run.data.metrics
@@ -234,7 +240,10 @@ def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -
     assert tags["clsearch.outcome"] == "selected"
     assert tags["clsearch.reason"] == "it leaves the most free capacity"
     assert tags["clsearch.seeded_by"] == "f" * 32
+    assert tags["clsearch.transfer"] == "true"
+    assert runs(look)["ewc · seed 0 · task 1"].data.tags["clsearch.transfer"] == "false"
     note = tags["mlflow.note.content"]
+    assert "Last-layer transfer" in note
     assert f"trial `{2:032x}`" in note
     assert "2 of 2 candidates are within the margin of 1 percentage points" in note
     file = look.download_artifacts(run.info.run_id, "selection.json", str(tmp_path))

@@ -23,6 +23,7 @@ from clsearch.models.base import (
     initial_parameters,
 )
 from clsearch.options import Strict
+from clsearch.records import LayerCapacity
 from clsearch.regularizers.base import Hypers
 from clsearch.scenarios.base import Incremental, Task
 from clsearch.scenarios.unlabelled import TRAIN
@@ -195,6 +196,19 @@ class Method(ABC):
         """Raises `InputError` for options that do not fit the tasks of the sequence, or the epochs
         that each is trained for at most."""
 
+    def grow(self, parent: ChainState) -> ChainState:
+        """The parent of a task with more neurons, where the method adds any before it starts.
+
+        Added neurons are free, and all that leads into and out of them is zero: `begin`, called
+        with the grown parent and on the grown backbone, initialises them. The default adds none.
+        """
+        return parent
+
+    def units(self, state: State, task: Task | None = None) -> dict[str, int]:
+        """By unit layer, the neurons of the network that a state belongs to, or of the one that
+        learned `task`; a layer that is not named has as many as in the backbone."""
+        return {}
+
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         """Parameters, state and trainable masks to start a task from.
 
@@ -297,8 +311,11 @@ class Method(ABC):
         """The gates to answer `task` with, after consolidation; None if it cannot answer."""
         return {}
 
-    def capacity(self, state: State) -> dict[str, int] | None:
-        """Free neurons by unit layer after consolidation; None if the method keeps no account."""
+    def capacity(
+        self, before: State, chain: ChainState, task: Task
+    ) -> tuple[LayerCapacity, ...] | None:
+        """The account of each unit layer after `task`, from the state before it and the chain
+        after it; None if the method keeps none."""
         return None
 
     def body(self) -> list[str]:

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
-from clsearch.errors import DepletedError
+from clsearch.errors import DepletedError, InputError, unknown
 from clsearch.methods.base import (
     ChainState,
     Context,
     Evidence,
     Method,
+    MethodOptions,
     Start,
     State,
     Thresholds,
 )
-from clsearch.models.base import Gates, Params, head_names
-from clsearch.models.partition import free_rows, without_interference
+from clsearch.models.base import Gates, Params, UnitLayer, head_names
+from clsearch.models.partition import fitted, free_rows, needed, without_interference
+from clsearch.models.widths import resized
+from clsearch.records import LayerCapacity
 from clsearch.scenarios.base import Task
+
+
+class CLNPOptions(MethodOptions):
+    grow: dict[str, Literal["auto"] | Annotated[int, Field(strict=True, ge=1, le=65536)]] = Field(
+        {},
+        description="By unit layer (`fc1`, `conv3`), how many free neurons each task from the "
+        "second on finds there at least: missing ones are added before it starts. `auto`: as many "
+        "as the earlier task that took the most in this layer.",
+    )
 
 
 class CLNP(Method):
@@ -32,12 +46,16 @@ class CLNP(Method):
     is frozen, biases and normalisation included. With a head for each task, a network without free
     neurons goes on as last-layer transfer (§3.2). With one shared head, each task owns a part of
     the last hidden layer and its gate silences the rest (§2.1, fig. 2 right); the output bias is
-    frozen after the first task, and a last layer without free neurons ends the chain. State:
-    `active.<layer>` bool `[units]`, and with a shared head `gate.<task>` bool `[units of the last
-    layer]`.
+    frozen after the first task, and a last layer without free neurons ends the chain. Layers named
+    in `grow` are widened between tasks instead (§4): new neurons stand behind the old ones, free
+    and with W_int at zero, and every earlier task is answered in the widths it was learned in, by
+    the same numbers in the same order. State: `active.<layer>` bool `[units]`; with a shared head
+    `gate.<task>` bool `[units of the last layer]`; with `grow` for each task `units.<task>` and
+    `taken.<task>`, int64 `[layers]`: the widths, and the neurons that the task took.
     """
 
     name: ClassVar[str] = "clnp"
+    Options: ClassVar[type[MethodOptions]] = CLNPOptions
     regularizers: ClassVar[tuple[str, ...]] = ("l1_param",)
     prunes: ClassVar[bool] = True
 
@@ -46,6 +64,41 @@ class CLNP(Method):
         if not state:
             return super().prunable(state)
         return {u.name: ~state[f"active.{u.name}"] for u in self.backbone.unit_layers}
+
+    def check(self, tasks: Sequence[Task], epochs: int) -> None:
+        layers = {u.name: u for u in self.backbone.unit_layers}
+        for name, wanted in self.options.grow.items():
+            if name not in layers:
+                raise unknown(f"grow.{name}", name, layers)
+            group = layers[name].group
+            if wanted != "auto" and wanted % group:
+                allowed = f"auto, or a multiple of {group}, the neurons that compete"
+                raise InputError(f"grow.{name}", wanted, allowed)
+
+    def grow(self, parent: ChainState) -> ChainState:
+        """Widens the layers of `grow` that have fewer free neurons than it asks for."""
+        state = dict(parent.state)
+        for layer in self.backbone.unit_layers:
+            if layer.name in self.options.grow:
+                active = state[f"active.{layer.name}"]
+                missing = max(0, self._wanted(layer, state) - int((~active).sum()))
+                state[f"active.{layer.name}"] = pad(active, (0, missing))
+        wider = resized(self.backbone, self.units(state))
+        return replace(parent, params=fitted(parent.params, wider), state=state)
+
+    def _wanted(self, layer: UnitLayer, state: State) -> int:
+        """The free neurons that the next task finds in a layer of `grow`, at least."""
+        wanted = self.options.grow[layer.name]
+        if wanted != "auto":
+            return int(wanted)
+        place = self.backbone.unit_layers.index(layer)
+        return max(int(v[place]) for name, v in state.items() if name.startswith("taken."))
+
+    def units(self, state: State, task: Task | None = None) -> dict[str, int]:
+        names = [u.name for u in self.backbone.unit_layers]
+        if task is not None and f"units.{task.number}" in state:
+            return dict(zip(names, state[f"units.{task.number}"].tolist(), strict=True))
+        return {name: len(state[f"active.{name}"]) for name in names} if state else {}
 
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         state = dict(parent.state) if parent else {}
@@ -91,6 +144,13 @@ class CLNP(Method):
         state = start.state | {f"active.{layer}": kept for layer, kept in active.items()}
         if context.shared_head:
             state[f"gate.{context.task.number}"] = taken[self.backbone.unit_layers[-1].name]
+        if self.options.grow:
+            widths, counts = (
+                [len(a) for a in active.values()],
+                [int(t.sum()) for t in taken.values()],
+            )
+            state[f"units.{context.task.number}"] = torch.tensor(widths)
+            state[f"taken.{context.task.number}"] = torch.tensor(counts)
         return ChainState(self._cut(params, active, context), state)
 
     def pruned(
@@ -148,5 +208,20 @@ class CLNP(Method):
         gate = state.get(f"gate.{task.number}")
         return None if gate is None else {self.backbone.unit_layers[-1].name: gate}
 
-    def capacity(self, state: State) -> dict[str, int]:
-        return {u.name: int((~state[f"active.{u.name}"]).sum()) for u in self.backbone.unit_layers}
+    def capacity(self, before: State, chain: ChainState, task: Task) -> tuple[LayerCapacity, ...]:
+        read = needed(self.backbone, chain.params, task.head, self.gates(chain.state, task))
+        account = []
+        for layer in self.backbone.unit_layers:
+            active = chain.state[f"active.{layer.name}"]
+            old = before.get(f"active.{layer.name}", active.new_zeros(0))
+            old = pad(old, (0, len(active) - len(old)))
+            account.append(
+                LayerCapacity(
+                    layer.name,
+                    len(active),
+                    used=int(active.sum()),
+                    new=int((active & ~old).sum()),
+                    reused=int((read[layer.name] & old).sum()),
+                )
+            )
+        return tuple(account)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.models._convnet import ConvNet
-from clsearch.models.base import BackboneOptions, Params
+from clsearch.models.base import Backbone, BackboneOptions, Params
 
 DOWNLOAD = "torchvision"
 FIELD = "model.weights"
@@ -53,11 +53,13 @@ class Pretrained(ConvNet):
         if self.options.weights is None:
             return {}
         found = self._read(self.options.weights)
+        kind: Any = type(self)
+        configured: Backbone = kind(self.options, self.shape)  # this one may have been widened
         own: Params = {}
         for unit, source in zip(self.unit_layers, self.sources, strict=True):
             for name in (unit.weight, unit.bias):
                 given = f"{source}.{name.rpartition('.')[2]}"
-                own[name] = self._checked(found, given, self.get_parameter(name).shape)
+                own[name] = self._checked(found, given, configured.get_parameter(name).shape)
         return own
 
     def _read(self, weights: str) -> Mapping[str, Tensor]:

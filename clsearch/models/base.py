@@ -140,7 +140,11 @@ class Backbone(nn.Module, ABC):
         return None
 
     def initial(self) -> Params:
-        """Parameters that fresh ones start from instead of drawn ones: weights from a file."""
+        """Parameters that fresh ones start from instead of drawn ones: weights from a file.
+
+        Of a widened network (`models.widths`) they are the configured one's: what is behind them
+        is drawn.
+        """
         return {}
 
     @property
@@ -231,7 +235,9 @@ def initial_parameters(backbone: Backbone, generator: torch.Generator) -> Params
             continue
         bound = weight[0].numel() ** -0.5 * (backbone.gain if part == "weight" else 1.0)
         params[name] = torch.empty(like.shape).uniform_(-bound, bound, generator=generator)
-    return params | backbone.initial()
+    for name, value in backbone.initial().items():
+        params[name][tuple(map(slice, value.shape))] = value
+    return params
 
 
 def head_names(head: int) -> tuple[str, str]:

@@ -7,29 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from clsearch.models.base import Backbone, Gates, Params, head_names
+from clsearch.models.partition import needed
 from clsearch.models.widths import resized
 from clsearch.pruning.narrow import computed
-
-
-def needed(
-    backbone: Backbone, params: Mapping[str, Tensor], head: int, gates: Gates | None
-) -> dict[str, Tensor]:
-    """By unit layer, bool `[units]`: the neurons that a head's logits depend on.
-
-    A neuron is needed iff its gate is open and a needed row of the next layer, or the head, reads
-    it by a weight that is not exactly zero. CLNP leaves such zeros: W_int, and the head's columns
-    of inactive neurons (§2.1). Rows are needed of all neurons that compete with a needed one.
-    """
-    weight, _ = head_names(head)
-    reading, found = params[weight], {}
-    for unit in reversed(backbone.unit_layers):
-        read = (reading != 0).transpose(0, 1).flatten(1).any(1).view(-1, unit.fan).any(1)
-        gate = (gates or {}).get(unit.name)
-        needs = read if gate is None else read & gate.to(read.device)
-        found[unit.name] = needs
-        rivals = needs.view(-1, unit.group).any(1).repeat_interleave(unit.group)
-        reading = params[unit.weight][unit.by_row(rivals)]
-    return dict(reversed(found.items()))
 
 
 def compact(

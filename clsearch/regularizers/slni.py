@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clsearch.regularizers._activations import pack_product
 from clsearch.regularizers._inhibition import SIGMA, InhibitionOptions, LocalInhibition
@@ -56,6 +57,7 @@ class SLNI(LocalInhibition):
         alpha = importance.get(f"alpha.{layer}")
         if alpha is None:
             return neighbours(h, sigma)
+        alpha = _of_units(alpha, h.shape[1])
         if self.options.discount == "min":
             between = (-torch.maximum(alpha.unsqueeze(1), alpha)).exp()
             return pack_product(h, gaussian(h.shape[1], sigma) * between)
@@ -68,9 +70,14 @@ class SLNI(LocalInhibition):
         seen = int(importance.get("tasks", torch.tensor(0)))
         memory = {"tasks": torch.tensor(seen + 1)}
         for layer, alpha in neurons().items():
-            total = importance.get(f"alpha.{layer}", torch.zeros_like(alpha))
+            total = _of_units(importance.get(f"alpha.{layer}", alpha.new_zeros(0)), len(alpha))
             if self.options.accumulate == "mean":
                 memory[f"alpha.{layer}"] = (total * seen + alpha) / (seen + 1)
             else:
                 memory[f"alpha.{layer}"] = total + alpha
         return memory
+
+
+def _of_units(alpha: Tensor, units: int) -> Tensor:
+    """α `[≤ units]` of a layer that may have grown since: 0 for neurons that no task has needed."""
+    return pad(alpha, (0, units - len(alpha)))

@@ -15,6 +15,12 @@ _CAPTIONS = {
         "Neurons of each layer left when pruned as far as the margin allows: what all tasks so far "
         "need, for a method that prunes; what the last task alone needs, for the others."
     ),
+}
+_OF_METHOD = {
+    "capacity": (
+        "Neurons of each layer that all tasks so far use, in percent of its width at that task: "
+        "new ones, those of earlier tasks that this task reads, and those it does not."
+    ),
     "tradeoff": "Every trial, pruned as far as the margin allows; the sparsest is selected.",
     "scan": "Validation accuracy of the trials within the margin over the pruning threshold.",
 }
@@ -37,8 +43,8 @@ def write_report(
         parts.append("## Figures")
     for figure in figures:
         kind, _, method = figure.stem.partition("_")
-        kind = kind if kind in ("tradeoff", "scan") else figure.stem
-        about = f"{method}: {_CAPTIONS[kind]}" if kind != figure.stem else _CAPTIONS[kind]
+        of_method = bool(method) and kind in _OF_METHOD
+        about = f"{method}: {_OF_METHOD[kind]}" if of_method else _CAPTIONS[figure.stem]
         parts.append(f"![{about}]({figure.name})\n\n*{about}*")
     index = folder / "index.md"
     atomic_write(index, "\n\n".join(parts) + "\n")

@@ -6,7 +6,7 @@ matplotlib through its objects alone: no pyplot, no state of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clsearch.report.tables import ChainView
@@ -23,6 +23,12 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1
 END: dict[str, Any] = {
     "color": "black", "marker": "x", "linestyle": "none", "markersize": 8, "markeredgewidth": 1.8,
 }  # fmt: skip
+"""A chain's early end."""
+TRANSFER: dict[str, Any] = {
+    "color": "black", "marker": "o", "linestyle": "none", "markersize": 9, "markeredgewidth": 1.2,
+    "markerfacecolor": "none",
+}  # fmt: skip
+"""A task learned by last-layer transfer."""
 
 Methods = Mapping[str, list[ChainView]]
 
@@ -91,33 +97,51 @@ def short(label: str) -> str:
     return label if len(label) <= 28 else label[:27] + "…"
 
 
+def width(units: Collection[int]) -> str:
+    """The neurons of a layer as a title says them; several where it has grown."""
+    if not units:
+        return ""
+    said = "-".join(map(str, dict.fromkeys((min(units), max(units)))))
+    return f", {said} neurons"
+
+
 def task_ticks(tasks: int) -> list[int]:
     """Every task up to 10, then 1 and every fifth."""
     return list(range(1, tasks + 1)) if tasks <= 10 else [1, *range(5, tasks + 1, 5)]
 
 
-def ended(methods: Methods) -> bool:
-    """Whether a chain ended early."""
-    return any(chain.end for chains in methods.values() for chain in chains)
+def marks(chains: Iterable[ChainView]) -> dict[str, dict[str, Any]]:
+    """The marks that these chains get, by what they say."""
+    chains = list(chains)
+    found = {}
+    if any(chain.end for chain in chains):
+        found["chain ended early"] = END
+    if any(chain.transfers for chain in chains):
+        found["last-layer transfer"] = TRANSFER
+    return found
+
+
+def _marks(methods: Methods) -> dict[str, dict[str, Any]]:
+    return marks(chain for chains in methods.values() for chain in chains)
 
 
 def _legend_columns(methods: Methods, width: float) -> int:
-    labels = [*map(short, methods), *(["chain ended early"] if ended(methods) else [])]
+    labels = [*map(short, methods), *_marks(methods)]
     return max(1, min(len(labels), int(width / (0.065 * max(map(len, labels)) + 0.75))))
 
 
 def legend_height(methods: Methods, width: float) -> float:
     """Inches that `legend` takes below a figure so wide."""
-    return 0.2 * math.ceil((len(methods) + ended(methods)) / _legend_columns(methods, width)) + 0.1
+    count = len(methods) + len(_marks(methods))
+    return 0.2 * math.ceil(count / _legend_columns(methods, width)) + 0.1
 
 
 def legend(figure: Figure, methods: Methods) -> None:
-    """The methods, and the mark of a chain's early end, below a figure."""
+    """The methods and the marks of their chains, below a figure."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], label=short(m), **style(i)) for i, m in enumerate(methods)]
-    if ended(methods):
-        lines.append(Line2D([], [], label="chain ended early", **END))
+    lines += [Line2D([], [], label=label, **mark) for label, mark in _marks(methods).items()]
     figure.legend(
         handles=lines, loc="lower center", ncols=_legend_columns(methods, figure.get_figwidth()),
         fontsize=TEXT, frameon=False, handlelength=3.2, borderaxespad=0.2,

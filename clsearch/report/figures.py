@@ -22,6 +22,7 @@ from clsearch.report.canvas import (
     GREY,
     SMALL,
     TEXT,
+    TRANSFER,
     Methods,
     edges,
     legend,
@@ -30,7 +31,9 @@ from clsearch.report.canvas import (
     short,
     style,
     task_ticks,
+    width,
 )
+from clsearch.report.capacity_figure import account
 from clsearch.report.tables import ChainView, by_method
 from clsearch.report.trial_figures import scan, tradeoff
 
@@ -69,13 +72,18 @@ def _drawn(
     yield "accuracy_matrix", _matrices(methods, tasks, name)
     yield "capacity", _capacity(methods, tasks, name)
     for method, chains in methods.items():
+        seeds = f", mean of {len(chains)} seeds" if len(chains) > 1 else ""
+        if any(r.capacity for chain in chains for r in chain.results):
+            yield f"capacity_{method}", account(chains, f"{name}, {method}{seeds}")
+    for method, chains in methods.items():
         about = f"{name}, {method}" + (f", {len(chains)} seeds" if len(chains) > 1 else "")
         yield f"tradeoff_{method}", tradeoff(chains, about)
         yield f"scan_{method}", scan(chains, known, about)
 
 
 def _lines(axis: Axes, methods: Methods, tasks: int, curve: Callable[[ChainView], Any]) -> None:
-    """Mean over seeds of each method's curve, ± standard deviation, ends of chains crossed."""
+    """Mean over seeds of each method's curve, ± standard deviation; ends of chains crossed, tasks
+    of last-layer transfer circled."""
     step = math.ceil(tasks / 8)
     for i, chains in enumerate(methods.values()):
         curves = [curve(chain) for chain in chains]
@@ -97,6 +105,9 @@ def _lines(axis: Axes, methods: Methods, tasks: int, curve: Callable[[ChainView]
         for chain, values in zip(chains, curves, strict=True):
             if chain.end and values and values[-1] is not None:
                 axis.plot(len(values), 100 * values[-1], zorder=5, **END)
+            for task in chain.transfers:
+                if (value := values[task - 1]) is not None:
+                    axis.plot(task, 100 * value, zorder=4, **TRANSFER)
     axis.grid(axis="y", color="#dddddd", linewidth=0.6)
     axis.set_xlim(0.7, tasks + 0.3)
     axis.set_xticks(task_ticks(tasks))
@@ -192,8 +203,8 @@ def _capacity(methods: Methods, tasks: int, name: str) -> Figure:
 
         _lines(axis, methods, tasks, used)
         axis.set_ylim(-3, 103)
-        units = next((f", {s.units[layer]} neurons" for s in selections if s.free), "")
-        axis.set_title(label + units, fontsize=TEXT, pad=3)
+        said = width({s.units[layer] for s in selections if s.free})
+        axis.set_title(label + said, fontsize=TEXT, pad=3)
     edges(axes, 4, "after task", "neurons needed (%)")
     legend(figure, methods)
     return figure

@@ -1,4 +1,5 @@
-"""`trials.parquet` and `scan.parquet`: one row per trial, one per trial and threshold."""
+"""`trials.parquet`, `scan.parquet` and `capacity.parquet`: a row for each trial, for each trial and
+threshold, and for each chain, task and layer."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def write_tables(
     results: Sequence[TaskResult],
     layers: Sequence[str] = (),
 ) -> None:
-    """Writes `trials.parquet` and `scan.parquet`.
+    """Writes `trials.parquet`, `scan.parquet` and `capacity.parquet`.
 
     `layers` names the unit layers in order; by default the records do. A trial's sparsity,
     threshold, accuracy and free neurons after pruning are the selector's; a fine-tuned trial has
@@ -41,12 +42,28 @@ def write_tables(
     points = [_scan_row(r, i, layers) for r in ordered for i in range(len(r.scan))]
     _write_parquet(out / "trials.parquet", trials, _trial_columns(names), layers)
     _write_parquet(out / "scan.parquet", points, _SCAN_COLUMNS, layers)
+    accounts = [
+        {
+            **{name: getattr(result.selection, name) for name in ("method", "seed", "task")},
+            **layer.to_json(),
+            "transfer": result.transfer,
+        }
+        for result in sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
+        for layer in result.capacity
+    ]
+    _write_parquet(out / "capacity.parquet", accounts, _CAPACITY_COLUMNS, ())
 
 
 _PLACE = {"method": "string", "seed": "int64", "task": "int64", "trial_key": "string"}
 _SCAN_COLUMNS = _PLACE | {"threshold": "double", "accuracy": "double", "free": "int64"}
 _SCAN_COLUMNS["free_by_layer"] = "counts"
 _BY_LAYER = {"counts": "int64", "thresholds": "double"}
+
+_CAPACITY_COLUMNS = {
+    **{"method": "string", "seed": "int64", "task": "int64", "layer": "string"},
+    **dict.fromkeys(("units", "used", "new", "reused", "free"), "int64"),
+    "transfer": "bool",
+}
 
 
 def _trial_columns(names: Sequence[str]) -> dict[str, str]:

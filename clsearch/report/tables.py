@@ -24,7 +24,11 @@ WIDTH = 80
 _TASKS_ACROSS = 8
 """So many tasks stand side by side in 80 columns; more stand one below the other."""
 _LAYERS_ACROSS = 3
-_ENDED = "†"
+_ENDED, _TRANSFER = "†", "‡"
+_TRANSFERRED = (
+    "Last-layer transfer: no free neurons were left in the last hidden layer, and the output layer "
+    "alone was learned."
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class ChainView:
         """The selection of the last task it learned."""
         learned = len(self.matrix)
         return self.results[learned - 1].selection if learned else None
+
+    @property
+    def transfers(self) -> list[int]:
+        """The tasks that it learned by last-layer transfer."""
+        return [r.selection.task for r in self.results if r.transfer]
 
     @property
     def memory_bytes(self) -> int | None:
@@ -158,7 +167,9 @@ def _result_sheet(
         rows.append(
             (
                 method,
-                f"{reached}/{tasks}" + _ENDED * any(c.end for c in chains),
+                f"{reached}/{tasks}"
+                + _ENDED * any(c.end for c in chains)
+                + _TRANSFER * any(c.transfers for c in chains),
                 spread(average_accuracy(c.matrix) for c in chains),
                 spread(average_forgetting(c.matrix) for c in chains),
                 percent(c.last.sparsity for c in chains if c.last),
@@ -176,6 +187,8 @@ def _result_sheet(
         about.append(f"Mean ± standard deviation over {seeds} seeds.")
     if any(c.end for chains in methods.values() for c in chains):
         about.append(f"{_ENDED} A chain ended early: fewer tasks or seeds than the others.")
+    if any(c.transfers for chains in methods.values() for c in chains):
+        about.append(f"{_TRANSFER} {_TRANSFERRED}")
     about.append("KiB: what the method remembers beside the network.")
     header = ("method", "tasks", "ACC %", "forgetting", "sparsity", "KiB", "free neurons")
     note = " ".join([*about, _trials(records)]).strip()
@@ -188,9 +201,9 @@ def _free(chains: Sequence[ChainView]) -> dict[str, str]:
     if not counted:
         return {}
     means = (statistics.fmean(column) for column in zip(*(s.free for s in counted), strict=True))
-    first = counted[0]
-    cells = zip(first.layers, means, first.units, strict=True)
-    return {layer: f"{free:.0f}/{units}" for layer, free, units in cells}
+    widths = (statistics.fmean(column) for column in zip(*(s.units for s in counted), strict=True))
+    cells = zip(counted[0].layers, means, widths, strict=True)
+    return {layer: f"{free:.0f}/{units:.0f}" for layer, free, units in cells}
 
 
 def _free_sheets(methods: Mapping[str, list[ChainView]]) -> list[Sheet]:
@@ -215,7 +228,11 @@ def _accuracy_sheets(methods: Mapping[str, list[ChainView]], tasks: int) -> list
     curves = {
         method: [c.curve(average_accuracy) for c in chains] for method, chains in methods.items()
     }
-    cells = {m: [_after(found, t) for t in range(tasks)] for m, found in curves.items()}
+    late = {m: {t for c in chains for t in c.transfers} for m, chains in methods.items()}
+    cells = {
+        m: [_after(found, t) + _TRANSFER * (t + 1 in late[m]) for t in range(tasks)]
+        for m, found in curves.items()
+    }
     title = "Average test accuracy % after each task"
     if tasks <= _TASKS_ACROSS:
         header = ("method", *map(str, range(1, tasks + 1)))

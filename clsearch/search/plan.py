@@ -71,8 +71,8 @@ def _training(training: TrainingConfig) -> dict[str, Any]:
 
 
 def _part(plugin: Method | Regularizer | Backbone) -> dict[str, Any]:
-    """What a plug-in contributes to a key."""
-    options = plugin.options.model_dump(mode="json")
+    """What a plug-in contributes to a key. An empty mapping says nothing, and is left out."""
+    options = {n: v for n, v in plugin.options.model_dump(mode="json").items() if v != {}}
     return {"name": plugin.name, "version": plugin.version, "options": options}
 
 
