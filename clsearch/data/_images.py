@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from clsearch.data._cache import Decoder, MixedSizeError, decoded_file
 from clsearch.data._pixels import PixelOptions, statistics
-from clsearch.data._stored import ImageFile, Images, Storage, StoredImages, chunks, part_of
+from clsearch.data._stored import ImageFile, Images, Storage, StoredImages, part_of
 from clsearch.data.base import RawData, Samples
 from clsearch.errors import InputError
 
@@ -255,6 +254,6 @@ class _Raw:
 
     def __iter__(self) -> Iterator[Encoded]:
         labels = iter(self.samples.labels.tolist())
-        for i, image in enumerate(chain.from_iterable(chunks(self.samples.inputs))):
+        for i, image in enumerate(self.samples.inputs):
             array = image[0] if len(image) == 1 else image.permute(1, 2, 0)
             yield Encoded(f"image {i}", array.contiguous().numpy(), next(labels))

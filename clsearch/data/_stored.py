@@ -118,6 +118,11 @@ class StoredImages:
         """The images of a slice, read."""
         return self._read(self.rows[which])
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """The images one by one, `[C, H, W]`, read some at a time."""
+        for images in chunks(self):
+            yield from images
+
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """The images at `index` int64 `[n]`, read; `dim` is 0."""
         return self._read(self.rows[index.cpu()])

@@ -125,7 +125,7 @@ class PlannedScenario(Scenario):
 
     An image held out for validation or testing is held out in every task. Raises `InputError` on
     first use for what `Source.load` refuses, for a task with a part that has no samples or a class
-    without training samples, for tasks whose images differ in shape, and for tasks that cannot
+    that has none to train on, for tasks whose images differ in shape, and for tasks that cannot
     share one output layer.
     """
 
@@ -187,7 +187,7 @@ class PlannedScenario(Scenario):
 
     @cached_property
     def _steps(self) -> tuple[tuple[Pool, Plan], ...]:
-        """The tasks, each known to have samples in every part, and of every class to train on."""
+        """The tasks, each known to have samples in every part, and of every class."""
         steps = tuple(self.steps())
         for pool, plan in steps:
             parts = {"training": pool.raw.train, "validation": pool.validation, "test": pool.test}
@@ -198,8 +198,9 @@ class PlannedScenario(Scenario):
                     allowed = f"a share that leaves task {plan.name!r} {part} samples"
                     step = f"Its classes have too few images in {pool.source.name!r}."
                     raise InputError(field, share, allowed, step)
+            seen = set(torch.cat([pool.raw.train.labels, pool.validation.labels]).tolist())
             for label in plan.classes:
-                if not (pool.raw.train.labels == label).any():
+                if label not in seen:
                     allowed = f"a class of task {plan.name!r} with training images"
                     notes = " ".join(pool.raw.notes)
                     raise InputError(pool.source.field, pool.raw.classes[label], allowed, notes)
