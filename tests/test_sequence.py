@@ -461,17 +461,25 @@ def test_last_layer_transfer_is_recorded_and_shown(tmp_path: Path) -> None:
     assert (account["fc2"].new, account["fc2"].free, account["fc2"].reused) == (0, 0, 2)
 
 
+@pytest.mark.parametrize("tuned", [False, True], ids=["", "tuned"])
 @pytest.mark.parametrize("incremental", ["domain_incremental", "task_incremental"])
-def test_a_search_that_grows_is_the_same_when_made_again(incremental: str, tmp_path: Path) -> None:
-    """From the journal, and from the journal with its commits lost; and it forgets nothing."""
-    clnp = {"name": "clnp", "options": {"grow": {"fc1": 3, "fc2": "auto"}}}
-    scenario = {**DEPLETING["scenario"], "incremental": incremental}
-    data = settings([clnp], **{**DEPLETING, "scenario": scenario})
+def test_a_search_that_grows_is_the_same_when_made_again(
+    incremental: str, tuned: bool, tmp_path: Path
+) -> None:
+    """From the journal, and from the journal with its commits lost; and it forgets nothing. Also
+    where what was pruned layer by layer is fine-tuned."""
+    clnp = {"name": "clnp", "options": {"grow": {"fc1": 7, "fc2": "auto"}}}
+    sections = {**DEPLETING, "scenario": {**DEPLETING["scenario"], "incremental": incremental}}
+    if tuned:
+        clnp["fine_tune"] = {"epochs": 1}
+        sections["selection"] = {"margin": 10, "thresholds": 5, "per_layer": True}
+    data = settings([clnp], **sections)
     found = run(tmp_path, data)
     write_config(tmp_path, found.config)
     assert [r.transfer for r in found.results] == [False] * 3
     widths = [tuple(c.units for c in r.capacity) for r in found.results]
-    assert widths[0] == (8, 2) < widths[1] < widths[2]
+    assert widths[0] == (8, 2) < widths[1] <= widths[2]
+    assert any(r.selection.rounds for r in found.results) == tuned
     assert [r.selection.units for r in found.results] == widths
     assert found.results[2].test[:2] == found.results[1].test == (
         *found.results[0].test, found.results[1].test[1],
