@@ -33,7 +33,7 @@ from clsearch.scenarios.facts import Facts, FactsOptions
 from clsearch.scenarios.retrieval import Retrieval, average_precision
 from clsearch.sequence import Results, Search
 from clsearch.store import Store, read_commit
-from clsearch.system import build_system
+from clsearch.system import TaskModel, build_system
 from clsearch.training.batch import PackData, Readout, answer
 from clsearch.training.importance import mean_moment
 
@@ -177,6 +177,14 @@ def test_an_image_of_several_facts_is_on_one_side(tmp_path: Path) -> None:
                 sides.setdefault(pixels.numpy().tobytes(), set()).add(side)
     assert {len(where) for where in sides.values()} == {1}
     assert set.union(*sides.values()) == {"train", "validation", "test"}
+
+
+def test_images_beyond_memory_make_the_same_tasks(root: Path, tmp_path: Path) -> None:
+    kept = scenario(root)
+    streamed = scenario(root, memory=0, cache=str(tmp_path))
+    for task in kept.tasks:
+        assert streamed.data(task.number).digest == kept.data(task.number).digest
+    assert any(tmp_path.rglob("*.images"))
 
 
 def test_rare_facts_are_left_out_and_said_so(tmp_path: Path) -> None:
@@ -332,9 +340,9 @@ def test_methods_learn_facts(
     assert stored is not None
     state, meta = stored
     task, system = search.tasks[1], search.systems[0]
-    gates = system.method.gates(state.state, task)
-    data = search.held_out.test(task)
-    assert accuracy(system.backbone, state.params, data, task, gates) == meta["test"]["2"]
+    model, data = system.model(state, task), search.held_out.test(task)
+    assert model is not None
+    assert accuracy(model, task, data) == meta["test"]["2"]
     described = model_of(system, state, task).describe()["output"]
     assert described["shape"] == ["N", 18]
     assert described["is"].startswith("embeddings")
@@ -369,7 +377,8 @@ def test_the_fast_scan_finds_what_a_forward_at_every_threshold_does(root: Path) 
     arguments = (params, data.readout, None, prunable, activity, data.validation, 9, 7)
     for point in threshold_scan(backbone, *arguments):
         gates = {name: a > point.threshold for name, a in activity.items()}
-        wanted = accuracy(backbone, params, data.validation, made.tasks[0], gates)
+        model = TaskModel(backbone, params, 0, gates)
+        wanted = accuracy(model, made.tasks[0], data.validation)
         assert point.accuracy == pytest.approx(wanted, abs=1e-6)
 
 

@@ -88,7 +88,7 @@ class FactTable(Source):
         for part in PARTS if table.rows[0].split else [""]:
             rows = [row for row in table.rows if row.split == part]
             images = [Encoded(row.image, folder / row.image, numbers[row.fact]) for row in rows]
-            samples, more = decode(images, len(images), self.options, self.field)
+            samples, more = decode(images, len(images), self.options, self.field, self.storage)
             parts.append(samples)
             notes += more
         names = tuple(str(fact) for fact in table.facts)

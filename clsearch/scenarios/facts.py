@@ -57,7 +57,7 @@ class Facts(PlannedScenario):
     def __init__(self, options: FactsOptions) -> None:
         super().__init__(options)
         self.incremental = options.incremental
-        self.source = FactTable(options, "scenario")
+        self.source = FactTable(options, "scenario", options.storage())
         self.pool = _FactPool(self.source, options)
 
     @property
