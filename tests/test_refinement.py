@@ -123,7 +123,7 @@ def test_a_search_with_fine_tuning_forgets_nothing_and_says_what_it_did(
             assert chosen.accuracy == only.recovered
             assert sum(chosen.free) >= sum(candidate.free)
         assert meta["validation_accuracy"] == pytest.approx(chosen.accuracy)
-        assert tuple(meta["free"].values()) == chosen.free
+        assert tuple(c.free for c in result.capacity) == chosen.free
         assert chosen.hyperparameters == candidate.hyperparameters
         for earlier in range(1, chosen.task + 1):
             task, samples = search.tasks[earlier - 1], search.scenario.test(earlier)
@@ -243,7 +243,7 @@ def test_pruning_by_layer_frees_more_and_stays_within_the_margin(
         stored = read_commit(open_store(tmp_path / "layers"), str(result.commit))
         assert stored is not None
         assert stored[1]["validation_accuracy"] == pytest.approx(result.selection.accuracy)
-        assert tuple(stored[1]["free"].values()) == result.selection.free
+        assert tuple(c.free for c in result.capacity) == result.selection.free
 
 
 def test_the_selector_takes_prunings_by_layer() -> None:

@@ -691,5 +691,5 @@ def test_unlabelled_images_that_do_not_fit_are_refused_before_anything_starts(
 def test_a_source_of_the_users_is_found_by_name_or_named(tmp_path: Path) -> None:
     found = run(tmp_path / "a", settings([{"name": "mas", "options": {"source": "digits"}}]))
     assert all(result.commit for result in found.results)
-    with pytest.raises(InputError, match="digits, fashion_mnist, flowers, mnist"):
+    with pytest.raises(InputError, match="digits, fashion_mnist, flowers, letters, mnist"):
         run(tmp_path / "b", settings([{"name": "mas", "options": {"source": "cats"}}]))
