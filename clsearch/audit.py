@@ -105,12 +105,7 @@ def story(body: Mapping[str, Any]) -> str:
             f"{chosen['best']:.4f}, floor {chosen['floor']:.4f}."
         )
     for i, done in enumerate(chosen["rounds"], start=1):
-        gave = "failed" if done["recovered"] is None else f"gave {done['recovered']:.4f}"
-        became = "kept" if done["kept"] else "not kept"
-        lines.append(
-            f"Round {i} of fine-tuning: pruned to validation accuracy {done['pruned']:.4f} and "
-            f"sparsity {done['sparsity']:.4f}, trial `{done['trial_key']}` {gave}: {became}."
-        )
+        lines.append(f"Round {i}: trial `{done['trial_key']}`, {done['why']}.")
     if body.get("transfer"):
         lines.append(
             "Last-layer transfer: the last hidden layer had no free neurons left, so that the "

@@ -62,7 +62,10 @@ class FineTuneConfig(Strict):
         None, gt=0, description="Learning rate; default that of the selected trial."
     )
     l1: float | None = Field(
-        None, ge=0, description="Strength of the L1 norm; default that of the selected trial."
+        None,
+        ge=0,
+        description="Strength of the L1 norm; default that of the selected trial. Strengths that a"
+        " grid gives to single layers stay.",
     )
     rounds: int = Field(
         1,

@@ -15,8 +15,8 @@ from clsearch.data._stored import StoredImages
 from clsearch.protocols import Job
 from clsearch.records import Chain
 from clsearch.report.tables import Sheet
-from clsearch.scenarios.base import Task, TaskData
-from clsearch.search.plan import hyperparameters_of, pack_size, packs
+from clsearch.scenarios.base import TaskData
+from clsearch.search.plan import pack_size, packs, planned, rounds
 from clsearch.sequence import Search
 from clsearch.system import System, grid_of
 from clsearch.training.batch import PackData
@@ -83,14 +83,14 @@ def _method(
     trials = seconds = count = 0.0
     tune = system.config.fine_tune
     for task, samples in zip(search.tasks, _seen(system, sizes), strict=True):
-        own = _trials(config, system, task)
+        own = planned(config, system, task.number)
         steps = math.ceil(samples / config.training.batch_size) * config.training.epochs
         trials += own
         count += len(packs(own, size, workers / chains))
         seconds += own * steps * step
+        trials += rounds(system)
+        count += rounds(system)
         if tune is not None:
-            trials += tune.rounds
-            count += tune.rounds
             seconds += tune.rounds * steps / config.training.epochs * tune.epochs * step
     seeds = len(config.seeds)
     weights = sum(p.numel() for p in system.backbone.parameters())
@@ -112,21 +112,13 @@ def _seen(system: System, sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[: i + 1]) for i in range(len(sizes))]
 
 
-def _trials(config: Config, system: System, task: Task) -> int:
-    """Trials of a chain at a task; under `first_task` one from task 2 on."""
-    if config.search.protocol == "first_task" and task.number > 1:
-        return 1
-    return len(hyperparameters_of(config, system, task.number, None))
-
-
 def _memory(config: Config, system: System, weights: int, members: int, samples: int) -> int:
     """Bytes of a pack on its worker: weights, gradients and moments, activations and theirs, and
     the images of its task that are kept in memory. What a method remembers comes on top."""
     moments = 2 if config.training.optimizer == "adam" else int(config.training.momentum > 0)
-    units = sum(u.units * u.rows for u in system.backbone.unit_layers)
     pixels = math.prod(system.backbone.shape)
     own = members if config.training.augment else 1
-    batch = config.training.batch_size * (own * pixels + 3 * members * units)
+    batch = config.training.batch_size * (own * pixels + 3 * members * system.backbone.numbers)
     return FLOAT * (members * weights * (2 + moments) + batch) + samples * pixels
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from clsearch.config import Config
-from clsearch.methods.base import ChainState, Context
+from clsearch.methods.base import ChainState
 from clsearch.protocols import FineTuneJob, Job, LayerScanJob
 from clsearch.pruning.layers import layer_thresholds
 from clsearch.records import LayerPruning, TrialRecord
 from clsearch.scenarios.base import TaskData
 from clsearch.store import Store, read_record, read_trained, write_pruning
-from clsearch.trial import Bench, on_device, run_pack, start_on, train_members
+from clsearch.trial import Bench, on_device, run_pack, start_on
 
 
 def run_job(
@@ -32,7 +33,8 @@ def run_job(
     if isinstance(job, LayerScanJob):
         _prune_by_layer(Bench.set_up(config, job, parts, parent, device), job, store)
     elif isinstance(job, FineTuneJob):
-        yield from _fine_tune(Bench.set_up(config, job, parts, parent, device), job, store)
+        set_up = partial(_fine_tuning, store)
+        yield from run_pack(config, job, parts, parent, store, device, set_up)
     else:
         yield from run_pack(config, job, parts, parent, store, device)
 
@@ -63,26 +65,29 @@ def _prune_by_layer(bench: Bench, job: LayerScanJob, store: Store) -> None:
         write_pruning(store, place, pruning)
 
 
-def _fine_tune(bench: Bench, job: FineTuneJob, store: Store) -> Iterator[TrialRecord]:
-    """Trains what is left of a trial after pruning (CLNP §2.2, §3.2)."""
-    trained = read_trained(store, job.trial)
-    context = bench.context
-    start = bench.system.method.pruned(
-        bench.start,
-        on_device(trained.params, bench.device),
-        trained.activity,
-        job.thresholds,
-        context,
-    )
+def _fine_tuning(
+    store: Store,
+    config: Config,
+    job: Job,
+    parts: Sequence[TaskData],
+    parent: ChainState | None,
+    device: torch.device,
+) -> Bench:
+    """What is left of a trial after pruning, to be trained on (CLNP §2.2, §3.2)."""
+    assert isinstance(job, FineTuneJob)
+    bench, number = Bench.set_up(config, job, parts, parent, device), job.round
+    trained, context = read_trained(store, job.trial), bench.context
+    params = on_device(trained.params, device)
+    method = bench.system.method
+    start = method.pruned(bench.start, params, trained.activity, job.thresholds, context)
 
     def stream(name: str) -> torch.Generator:
-        return context.generator(f"fine-tune-{job.round}-{name}")
+        return context.generator(f"fine-tune-{number}-{name}")
 
-    training = bench.config.training.model_copy(update={"epochs": job.epochs})
-    bench = replace(
+    training = config.training.model_copy(update={"epochs": job.epochs})
+    return replace(
         bench,
-        config=bench.config.model_copy(update={"training": training}),
-        context=Context(context.task, context.tasks, context.shared_head, stream),
-        start=start_on(start, bench.device),
+        config=config.model_copy(update={"training": training}),
+        context=replace(context, generator=stream),
+        start=start_on(start, device),
     )
-    yield from train_members(bench, job, store)

@@ -16,7 +16,8 @@ from clsearch.config import Config
 from clsearch.protocols import Progress
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord
 from clsearch.scenarios.base import Scenario, TaskData
-from clsearch.system import System, grid_of
+from clsearch.search.plan import planned, rounds
+from clsearch.system import System
 
 EVERY = 10.0
 """Seconds between two lines of progress where the output is no terminal."""
@@ -46,6 +47,7 @@ class ConsoleProgress(Progress):
         self.live = Live(console=console, refresh_per_second=4, transient=True)
         self.counts: dict[Chain, _Count] = {}
         self.header = ""
+        self.rounds: dict[str, int] = {}
         self.expected = self.finished = self.known = 0
         self.started = self.last_line = time.monotonic()
 
@@ -60,14 +62,12 @@ class ConsoleProgress(Progress):
 
     def begin(self, scenario: Scenario, systems: Sequence[System], config: Config) -> None:
         tasks = len(scenario.tasks)
-        first_only = config.search.protocol == "first_task"
-        per_method = [len(grid_of(config, s)) for s in systems]
-        trials = sum(n + tasks - 1 if first_only else n * tasks for n in per_method)
-        self.expected = trials * len(config.seeds)
+        self.rounds = {s.label: rounds(s) for s in systems}
         # Trials a chain has at each task after the first, by its method's label.
-        self.later = {
-            s.label: 1 if first_only else n for s, n in zip(systems, per_method, strict=True)
-        }
+        self.later = {s.label: planned(config, s, 2) + rounds(s) for s in systems}
+        first = sum(planned(config, s, 1) + rounds(s) for s in systems)
+        trials = first + (tasks - 1) * sum(self.later.values())
+        self.expected = trials * len(config.seeds)
         self.tasks = tasks
         chains = len(systems) * len(config.seeds)
         self._say(
@@ -89,9 +89,7 @@ class ConsoleProgress(Progress):
 
     def record(self, record: TrialRecord, known: bool) -> None:
         count = self.counts[record.chain]
-        if record.fine_tuned:  # it was not planned
-            count.total += 1
-            self.expected += 1
+        count.total += bool(record.fine_tuned)
         count.done += 1
         self.finished += 1
         self.known += known
@@ -106,6 +104,8 @@ class ConsoleProgress(Progress):
         if selection.outcome != "selected":  # a depleted chain has not begun this task either
             tasks = self.tasks - selection.task + (selection.outcome == "depleted")
             self.expected -= tasks * self.later[selection.method]
+        if selection.outcome != "depleted":
+            self.expected -= self.rounds.get(selection.method, 0) - len(selection.rounds)
         self._say(f"  task {selection.task} {selection.chain}: {_in_words(result)}")
         self._draw()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the code's arithmetic: part of every trial key. Raise it when results change."""
 
 Status = Literal["COMPLETE", "PRUNED", "FAILED"]
@@ -146,7 +146,8 @@ class Round:
 
     `trial_key` is the trial that came of it; `pruned` and `recovered` are the validation accuracies
     (fractions) after pruning and after fine-tuning, `recovered` None where that failed; `sparsity`
-    is the share of free neurons. `kept`: the fine-tuned model took the pruned one's place.
+    is the share of free neurons. `kept`: the fine-tuned model took the pruned one's place; `why`
+    says it in words.
     """
 
     trial_key: str
@@ -154,6 +155,7 @@ class Round:
     recovered: float | None
     sparsity: float
     kept: bool
+    why: str
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ class TaskResult:
     def from_json(cls, data: Mapping[str, Any], test: tuple[float | None, ...]) -> TaskResult:
         """Reads what `to_json` wrote; raises `TypeError` or `KeyError` on anything else."""
         fields = dict(data)
-        commit, memory = fields.pop("commit"), fields.pop("memory_bytes", None)
-        capacity = tuple(map(LayerCapacity.from_json, fields.pop("capacity", ())))
-        transfer, free = fields.pop("transfer", False), tuple(c.free for c in capacity)
+        commit, memory = fields.pop("commit"), fields.pop("memory_bytes")
+        capacity = tuple(map(LayerCapacity.from_json, fields.pop("capacity")))
+        transfer, free = fields.pop("transfer"), tuple(c.free for c in capacity)
         return cls(Selection.from_json(fields), commit, test, free, memory, capacity, transfer)

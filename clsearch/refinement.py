@@ -12,7 +12,7 @@ from clsearch.protocols import FineTuneJob, Job, LayerScanJob
 from clsearch.records import LayerPruning, Round, Selection, TrialRecord
 from clsearch.search.plan import fine_tune_key, packs, pruning_key
 from clsearch.selection import highest, select, sparsity
-from clsearch.store import Store, read_pruning, read_record
+from clsearch.store import Store, known_record, read_pruning
 from clsearch.system import System
 
 Run = Callable[[Sequence[Job]], Mapping[str, str]]
@@ -47,8 +47,16 @@ class Refinement:
     workers were lost over and over: no selection may depend on that.
     """
 
-    def __init__(self, config: Config, store: Store, run: Run, workers: int) -> None:
-        self.config, self.store, self.run, self.workers = config, store, run, workers
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        run: Run,
+        workers: int,
+        note: Callable[[str], None],
+    ) -> None:
+        self.config, self.store, self.run = config, store, run
+        self.workers, self.note = workers, note
 
     def __call__(self, entries: Sequence[Entry]) -> None:
         if self.config.selection.per_layer:
@@ -100,18 +108,19 @@ class Refinement:
         key = pruning_key(trial, theta, floor)
         try:
             return read_pruning(self.store, key)
-        except DamagedError:
+        except DamagedError as error:
+            self.note(f"{error}. It is looked for again.")
             self.store.remove("prunings", key)
             return None
 
     def _round(self, entries: Sequence[Entry], number: int) -> None:
         """Fine-tunes what was pruned, then prunes what was fine-tuned where rounds are left."""
         jobs = [self._job(entry, number) for entry in entries]
-        missing = [job for job in jobs if self._record(job) is None]
+        missing = [job for job in jobs if known_record(self.store, job.keys[0], self.note) is None]
         self._do(missing)
         for entry, job in zip(entries, jobs, strict=True):
-            record = self._record(job)
-            if record is None or record.lost:
+            record = known_record(self.store, job.keys[0], self.note)
+            if record is None:
                 raise ClsearchError(f"the fine-tuned trial {job.keys[0]} was lost")
             entry.tuned.append(record)
             _keep(entry, record)
@@ -129,7 +138,6 @@ class Refinement:
         if tune.lr is not None:
             hypers["lr"] = tune.lr
         if tune.l1 is not None:
-            hypers = {n: v for n, v in hypers.items() if not n.startswith("l1.")}
             hypers["l1"] = tune.l1
         key = fine_tune_key(chosen.trial_key, chosen.by_layer, hypers, tune.epochs, number)
         base: dict[str, Any] = {**vars(entry.job), "keys": (key,), "hypers": (hypers,)}
@@ -140,19 +148,6 @@ class Refinement:
             epochs=tune.epochs,
             round=number,
         )
-
-    def _record(self, job: Job) -> TrialRecord | None:
-        """The record of a fine-tuned trial; damaged and lost ones are dropped from the journal."""
-        key = job.keys[0]
-        try:
-            record = read_record(self.store, key)
-        except DamagedError:
-            record = None
-            self.store.remove("trials", key)
-        if record is not None and record.lost:
-            self.store.remove("trials", key)
-            return None
-        return record
 
     def _prune_again(self, entries: Sequence[Entry]) -> None:
         """Prunes fine-tuned models as far as the margin allows; ends those that lose nothing."""
@@ -184,12 +179,31 @@ class Refinement:
             raise ClsearchError(f"trial {key} was not refined: {reason}")
 
 
+def known_prunings(store: Store, selection: Selection) -> dict[str, LayerPruning]:
+    """The prunings by layer of all candidates of a selection; empty unless all have been found."""
+    found = {}
+    for candidate in selection.candidates:
+        if candidate.threshold is not None:
+            key = pruning_key(candidate.trial_key, candidate.threshold, selection.floor or 0.0)
+            pruning = read_pruning(store, key)
+            if pruning is None:
+                return {}
+            found[candidate.trial_key] = pruning
+    return found
+
+
 def _keep(entry: Entry, record: TrialRecord) -> None:
     """Puts a fine-tuned trial in the place of the pruned one it came from, unless it is worse."""
     before = entry.selection
     recovered = record.scan[0].accuracy if record.scan else None
     kept = recovered is not None and recovered >= (before.accuracy or 0.0)
-    done = Round(record.trial_key, before.accuracy or 0.0, recovered, before.sparsity or 0.0, kept)
+    pruned, share = before.accuracy or 0.0, before.sparsity or 0.0
+    why = f"fine-tuned at sparsity {share:.4f}, from validation accuracy {pruned:.4f}"
+    if recovered is None:
+        why = f"failed when it was {why}: {record.reason}"
+    else:
+        why = f"{why} to {recovered:.4f}: {'kept' if kept else 'worse, and not kept'}"
+    done = Round(record.trial_key, pruned, recovered, share, kept, why)
     entry.selection = replace(before, rounds=(*before.rounds, done))
     if not kept:
         entry.ended = True
@@ -197,6 +211,7 @@ def _keep(entry: Entry, record: TrialRecord) -> None:
     least = record.scan[0]
     entry.selection = replace(
         entry.selection,
+        reason=f"{before.reason}; then trial {record.trial_key}, {why}",
         trial_key=record.trial_key,
         threshold=least.threshold,
         thresholds=(),

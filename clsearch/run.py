@@ -270,6 +270,7 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
     A task's trials started from the model selected before with the run's own margin; to let
     another margin seed the tasks, run the config with that margin: it trains only what is new.
     """
+    from clsearch.refinement import known_prunings
     from clsearch.selection import select
 
     config = run_config(out)
@@ -285,9 +286,12 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
     places = sorted({(r.task, str(r.chain)) for r in records})
     if not places:
         raise InputError("DIR", str(out), "a run with finished trials")
-    chosen = [
-        select([r for r in records if (r.task, str(r.chain)) == place], margin) for place in places
-    ]
+    store, chosen = open_store(out), []
+    for place in places:
+        own = [r for r in records if (r.task, str(r.chain)) == place]
+        found = select(own, margin)
+        by_layer = known_prunings(store, found) if config.selection.per_layer else {}
+        chosen.append(select(own, margin, by_layer=by_layer) if by_layer else found)
     changed = 0
     for place, new in zip(places, chosen, strict=True):
         before = old.get(place)
@@ -302,12 +306,14 @@ def reselect(out: Path, margin: float, to: Path | None, force: bool, console: Co
         "was trained; each task's trials still start from the run's own selection before it.",
         soft_wrap=True,
     )
-    if config.selection.per_layer or any(m.fine_tune for m in config.methods):
+    if config.selection.per_layer:
         console.print(
-            "Each is pruned at one threshold for all layers, and not fine-tuned: the run goes on "
-            "from there, with the margin in its config.",
+            "Thresholds by layer were looked for at the run's own margins; at others, trials are "
+            "pruned at one threshold for all layers.",
             soft_wrap=True,
         )
+    if any(m.fine_tune for m in config.methods):
+        console.print("Fine-tuning, which comes after selection, is left out.")
     if to is not None:
         atomic_write(to, json.dumps([s.to_json() for s in chosen], indent=1) + "\n")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config, without_places
-from clsearch.errors import DamagedError, DepletedError, StoreError
+from clsearch.errors import DepletedError, StoreError
 from clsearch.export import provenance, write_model_files
 from clsearch.files import atomic_write
 from clsearch.held_out import HeldOut
@@ -28,7 +28,7 @@ from clsearch.report.tables import write_tables
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
 from clsearch.selection import select
-from clsearch.store import Store, read_record, write_record
+from clsearch.store import Store, known_record, read_record, write_record
 from clsearch.system import System, build_scenario, build_system, check
 from clsearch.trial import context_of
 
@@ -157,7 +157,7 @@ class Search:
                     ),
                 )
                 continue
-            c.transfer = c.begun.transfers(start)
+            c.transfer = c.begun.method.transfers(start)
             trials[c.chain] = {
                 self._key(c, data, task, hyper): hyper
                 for hyper in hyperparameters_of(
@@ -205,16 +205,8 @@ class Search:
         records = {}
         for keys in trials.values():
             for key in keys:
-                try:
-                    record = read_record(self.store, key)
-                except DamagedError as error:
-                    self.progress.note(f"{error}. This trial is trained again.")
-                    self.store.remove("trials", key)
-                    continue
-                if record is not None and record.lost:
-                    self.progress.note(f"Trial {key} was lost ({record.reason}): trained again.")
-                    self.store.remove("trials", key)
-                elif record is not None:
+                record = known_record(self.store, key, self.progress.note)
+                if record is not None:
                     records[key] = record
         return records
 
@@ -325,7 +317,7 @@ class Search:
         def run(jobs: Sequence[Job]) -> Mapping[str, str]:
             return self.searcher.run(self.config, jobs, data, self.store, on_record)
 
-        refine = Refinement(self.config, self.store, run, self.searcher.workers)
+        refine = Refinement(self.config, self.store, run, self.searcher.workers, self.progress.note)
         refine([e for e in entries if e.selection.outcome == "selected"])
         self.found.trained += len(reported)
         for c, entry in zip(chains, entries, strict=True):

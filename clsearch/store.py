@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,24 @@ def read_record(store: Store, key: str) -> TrialRecord | None:
         return TrialRecord.from_json(json.loads(files["record.json"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the record of trial {key} cannot be read: {error}") from error
+
+
+def known_record(store: Store, key: str, note: Callable[[str], None]) -> TrialRecord | None:
+    """A finished trial from the journal; None if it has to be trained.
+
+    Damaged and lost ones are dropped from the journal, and `note` is told.
+    """
+    try:
+        record = read_record(store, key)
+    except DamagedError as error:
+        note(f"{error}. This trial is trained again.")
+        store.remove("trials", key)
+        return None
+    if record is not None and record.lost:
+        note(f"Trial {key} was lost ({record.reason}): trained again.")
+        store.remove("trials", key)
+        return None
+    return record
 
 
 def read_trained(store: Store, key: str) -> TrainedModel:

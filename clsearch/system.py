@@ -78,12 +78,6 @@ class System:
         grown = self.of(parent.state)
         return grown, grown.method.begin(parent, context)
 
-    def transfers(self, start: Start) -> bool:
-        """Whether a task has its output layer alone to learn with: no weight of the last hidden
-        layer may change (last-layer transfer, CLNP §3.2)."""
-        last = self.backbone.unit_layers[-1:]
-        return any(u.weight not in start.trainable for u in last)
-
     def model(self, chain: ChainState, task: Task) -> TaskModel | None:
         """The model that answers `task` in a chain's state; None if there is none."""
         gates = self.method.gates(chain.state, task)
@@ -200,6 +194,10 @@ def check(
         if system.config.fine_tune and not system.method.prunes:
             allowed = "a method that prunes, where there is fine-tuning after pruning"
             raise InputError(f"methods[{i}].fine_tune", system.config.name, allowed)
+        tune = system.config.fine_tune
+        if tune and tune.l1 is not None and "l1" not in system.space:
+            allowed = "null: no regulariser of this method has an l1"
+            raise InputError(f"methods[{i}].fine_tune.l1", tune.l1, allowed)
         other = [t for t in tasks if not t.answers.probabilities]
         if other and system.method.needs_classes:
             step = f"Task {other[0].number} answers with {other[0].answers.outputs_are}."

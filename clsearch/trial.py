@@ -89,6 +89,13 @@ class Bench:
         )
 
 
+SetUp = Callable[
+    [Config, Job, Sequence[TaskData], ChainState | None, torch.device],
+    Bench,
+]
+"""What a pack is trained on, for a job."""
+
+
 def run_pack(
     config: Config,
     job: Job,
@@ -96,6 +103,7 @@ def run_pack(
     parent: ChainState | None,
     store: Store,
     device: torch.device,
+    set_up: SetUp = Bench.set_up,
 ) -> Iterator[TrialRecord]:
     """Trains the members of a job; each finished trial is in the journal when it is yielded.
 
@@ -115,7 +123,7 @@ def run_pack(
         hypers=tuple(job.hypers[i] for i in left),
     )
     try:
-        yield from train_members(Bench.set_up(config, rest, parts, parent, device), rest, store)
+        yield from _members(set_up(config, rest, parts, parent, device), rest, store)
     except StoreError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's result
@@ -124,10 +132,10 @@ def run_pack(
             return
         for key, hyper in zip(rest.keys, rest.hypers, strict=True):
             alone = replace(rest, keys=(key,), hypers=(hyper,))
-            yield from run_pack(config, alone, parts, parent, store, device)
+            yield from run_pack(config, alone, parts, parent, store, device, set_up)
 
 
-def train_members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
+def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
     """Trains a pack and writes each member's record as it ends."""
     system = bench.system
     objective = Objective(

@@ -276,6 +276,11 @@ def test_models_that_answer_otherwise_are_not_compared() -> None:
     full, small = nn.Linear(3, 2), nn.Linear(3, 2)
     with pytest.raises(ClsearchError, match="differ by"):
         compare(full, small, [torch.ones(4, 3)])
+    nothing = nn.Linear(3, 2)
+    torch.nn.init.constant_(nothing.weight, torch.nan)
+    for pair in ((full, nothing), (nothing, full)):
+        with pytest.raises(ClsearchError, match="differ by nan"):
+            compare(*pair, [torch.ones(4, 3)])
 
 
 def test_modules_show_their_new_widths() -> None:

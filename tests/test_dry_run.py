@@ -65,6 +65,19 @@ def test_memory_and_time_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert joint.seconds == 0.5 * 2 * (13 + 26 + 39) * 2
 
 
+def test_memory_counts_every_place_of_a_channel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dry_run, "_step_seconds", lambda *_: 0.5)
+    model = {"name": "clnp_narrow", "channels": [2, 3, 4, 5], "dense": 6}
+    scenario = {"name": "split", "source": "digits"}
+    (found, _) = forecast(search_of(tmp_path, settings(model=model, scenario=scenario)), workers=1)
+    numbers = 64 * (2 + 3) + 16 * (4 + 5) + 6  # 8x8 images, and 4x4 behind the first pool
+    batch = 100 * (64 + 3 * numbers)
+    samples = found.memory - FLOAT * (found.weights * 4 + batch)
+    assert samples == 64 * (samples // 64) < 64 * 1797
+
+
 def test_augmented_members_hold_images_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

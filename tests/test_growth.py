@@ -25,7 +25,7 @@ from clsearch.models.widths import resized
 from clsearch.records import LayerCapacity
 from clsearch.rng import generator
 from clsearch.scenarios.base import TaskData
-from clsearch.search.plan import _part, trial_key
+from clsearch.search.plan import trial_key
 from clsearch.system import build_scenario, build_system, check
 
 MLP = {"name": "mlp", "hidden": [6, 4]}
@@ -233,14 +233,13 @@ def test_growth_that_cannot_be_is_refused_before_the_search(
     assert raised.value.field == field
 
 
-def test_without_growth_keys_are_those_of_old() -> None:
+def test_growth_is_part_of_a_trials_key() -> None:
     chain, grown = (chain_of("relu", False, grow) for grow in ({}, {"fc1": 3}))
     keys = [
         trial_key(c.config, c.system, c.parts(1), None, 0, False, c.defaults)
         for c in (chain, grown)
     ]
     assert keys[0] != keys[1]
-    assert _part(chain.method)["options"] == {}
 
 
 # --- every backbone in other widths --------------------------------------------------------------
@@ -276,10 +275,10 @@ def test_a_task_without_free_neurons_in_the_last_layer_is_transfer() -> None:
     chain, grown = (chain_of("relu", False, grow) for grow in ({}, {"fc2": 2}))
     one = learn(chain, None, 1, 1.1)
     system, start = chain.system.begin(one, chain.context(2))
-    assert system.transfers(start)
-    assert not system.transfers(chain.begin(None, 1))
+    assert system.method.transfers(start)
+    assert not system.method.transfers(chain.begin(None, 1))
     again = grown.system.begin(one, grown.context(2))
-    assert not again[0].transfers(again[1])
+    assert not again[0].method.transfers(again[1])
 
 
 def test_a_shared_head_without_free_neurons_goes_on_with_growth_alone() -> None:

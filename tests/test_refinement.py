@@ -26,6 +26,7 @@ from test_sequence import PERMUTED, SPLIT, no_export, run, settings
 from clsearch.config import parse_config
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import open_store, records_of, results_of
+from clsearch.methods.clnp import CLNP
 from clsearch.protocols import FineTuneJob, Job, LayerScanJob
 from clsearch.records import LayerPruning, Selection
 from clsearch.selection import SLACK, select
@@ -288,3 +289,27 @@ def test_what_cannot_be_done_is_refused(method: dict[str, Any], field: str, tmp_
     with pytest.raises(InputError) as caught:
         run(tmp_path, settings([method]))
     assert caught.value.field == field
+
+
+def test_fine_tuning_that_raises_is_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in any trial: the pruned model stays, and the other chains go on."""
+
+    def raises(*_: Any) -> Any:
+        raise RuntimeError("no way")
+
+    data = tuned()
+    data["methods"].append({"name": "clnp", "label": "plain", "grid": {"l1": [1e-4, 1e-3]}})
+    monkeypatch.setattr(CLNP, "pruned", raises)
+    found = run(tmp_path, data)
+    tried = [s for s in selections(found) if s.method == "clnp"]
+    plain = [s for s in selections(found) if s.method == "plain"]
+    assert [s.task for s in tried] == [s.task for s in plain] == [1, 2]
+    for chosen in tried:
+        (done,) = chosen.rounds
+        assert (done.recovered, done.kept) == (None, False)
+        assert done.why.endswith("RuntimeError: no way")
+        assert chosen.trial_key == next(c.trial_key for c in chosen.candidates if c.chosen)
+    failed = [r for r in found.records if r.fine_tuned]
+    assert {r.status for r in failed} == {"FAILED"}

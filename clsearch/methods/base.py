@@ -226,6 +226,11 @@ class Method(ABC):
             statistics=self.everything(self.backbone.statistics),
         )
 
+    def transfers(self, start: Start) -> bool:
+        """Whether the task has its output layer alone to learn with, because no neurons are free
+        (last-layer transfer, CLNP §3.2)."""
+        return False
+
     def penalty(self, params: Mapping[str, Tensor], state: State, hyper: Hypers) -> Tensor:
         """The 0-d term that protects earlier tasks, for one member's trained parameters."""
         return hyper["lr"].new_zeros(())

@@ -130,6 +130,9 @@ class CLNP(Method):
         gates = {last.name: own} if context.shared_head else {}
         return Start(params, state, masks, gates, statistics=statistics)
 
+    def transfers(self, start: Start) -> bool:
+        return self.backbone.unit_layers[-1].weight not in start.trainable
+
     def consolidate(
         self,
         start: Start,

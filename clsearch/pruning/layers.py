@@ -66,7 +66,7 @@ def layer_thresholds(
         higher = [theta for theta in own[layer] if theta > now[layer]]
         found = accuracies([[*now[:layer], theta, *now[layer + 1 :]] for theta in higher])
         holding = [(t, a) for t, a in zip(higher, found, strict=True) if a is not None]
-        still = 0 if holding else still + 1
+        still = 1 if holding else still + 1
         if holding:
             now[layer], accuracy = holding[-1]
     free = tuple(n.free(theta) for n, theta in zip(layers, now, strict=True))

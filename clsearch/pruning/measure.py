@@ -17,7 +17,7 @@ from clsearch.files import processor
 RUNS = 9
 """Timed runs of each model at each batch size, after one that warms up; their median counts."""
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Difference of logits, relative to the largest, that no rounding of sums explains."""
 
 
@@ -33,9 +33,9 @@ def compare(full: nn.Module, small: nn.Module, batches: Sequence[Tensor]) -> dic
     differences, latency = [], []
     with _one_thread(), torch.inference_mode():
         for batch in batches:
-            expected, found = full(batch).nan_to_num(), small(batch).nan_to_num()
+            expected, found = full(batch), small(batch)
             differences.append(float((expected - found).abs().max()))
-            if differences[-1] > TOLERANCE * max(1.0, float(expected.abs().max())):
+            if not differences[-1] <= TOLERANCE * max(1.0, float(expected.abs().max())):
                 raise ClsearchError(
                     f"the narrower model's logits differ by {differences[-1]:.1e}: the forward of "
                     "its backbone does not take its widths from its parameters"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.files import atomic_write
-from clsearch.records import Candidate, Selection, TaskResult, TrialRecord
+from clsearch.records import Candidate, Round, Selection, TaskResult, TrialRecord
 
 
 def write_tables(
@@ -26,18 +26,10 @@ def write_tables(
     """
     ordered = sorted(records, key=lambda r: (r.task, r.method, r.seed, r.trial_key))
     layers = layers or next((r.layers for r in ordered if r.layers), ())
-    seen: dict[tuple[str, int, int, str], Candidate | Selection] = {}
-    for selection in (r.selection for r in results):
-        place = (selection.method, selection.seed, selection.task)
-        seen |= {(*place, c.trial_key): c for c in selection.candidates}
-        if selection.rounds and selection.trial_key:
-            seen.setdefault((*place, selection.trial_key), selection)
-    chosen = {r.selection.trial_key for r in results}
+    selections = {(s.method, s.seed, s.task): s for s in (r.selection for r in results)}
     names = sorted({name for r in ordered for name in r.hyperparameters})
     trials = [
-        _trial_row(r, seen.get((r.method, r.seed, r.task, r.trial_key)), names, layers)
-        | {"selected": r.trial_key in chosen}
-        for r in ordered
+        _trial_row(r, selections.get((r.method, r.seed, r.task)), names, layers) for r in ordered
     ]
     points = [_scan_row(r, i, layers) for r in ordered for i in range(len(r.scan))]
     _write_parquet(out / "trials.parquet", trials, _trial_columns(names), layers)
@@ -83,7 +75,7 @@ def _trial_columns(names: Sequence[str]) -> dict[str, str]:
 
 def _trial_row(
     record: TrialRecord,
-    candidate: Candidate | Selection | None,
+    selection: Selection | None,
     names: Sequence[str],
     layers: Sequence[str],
 ) -> dict[str, Any]:
@@ -91,16 +83,24 @@ def _trial_row(
     row |= {f"hp_{name}": record.hyperparameters.get(name) for name in names}
     row["hyperparameters"] = json.dumps(record.hyperparameters, sort_keys=True)
     row["fine_tuned"] = record.fine_tuned or None
-    if candidate is not None:
-        counted = bool(candidate.free)
-        thresholds = candidate.thresholds
+    row["selected"] = selection is not None and selection.trial_key == record.trial_key
+    if selection is None:
+        return row
+    told: dict[str, Candidate | Round] = {c.trial_key: c for c in selection.candidates}
+    told |= {done.trial_key: done for done in selection.rounds}
+    if record.trial_key in told:
+        row["why"] = told[record.trial_key].why
+    pruned: Candidate | Selection | Round | None = told.get(record.trial_key)
+    if record.fine_tuned and row["selected"]:
+        pruned = selection
+    if isinstance(pruned, Candidate | Selection):
+        counted, thresholds = bool(pruned.free), pruned.thresholds
         row |= {
-            "sparsity": candidate.sparsity if counted else None,
-            "threshold": candidate.threshold,
-            "pruned_accuracy": candidate.accuracy,
-            "free_by_layer": _by_layer(layers, candidate.free) if counted else None,
+            "sparsity": pruned.sparsity if counted else None,
+            "threshold": pruned.threshold,
+            "pruned_accuracy": pruned.accuracy,
+            "free_by_layer": _by_layer(layers, pruned.free) if counted else None,
             "thresholds_by_layer": _by_layer(layers, thresholds) if thresholds else None,
-            "why": candidate.why if isinstance(candidate, Candidate) else candidate.reason,
         }
     return row
 

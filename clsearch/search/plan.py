@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from clsearch.config import Config, TrainingConfig
+from clsearch.config import Config
 from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
 from clsearch.records import SCHEMA, Selection, digest
@@ -28,6 +28,19 @@ def hyperparameters_of(
     if config.search.protocol == "first_task" and task > 1 and first is not None:
         return [dict(first.hyperparameters)]
     return grid_of(config, system)
+
+
+def planned(config: Config, system: System, task: int) -> int:
+    """Trials of the grid that a chain has at a task."""
+    if config.search.protocol == "first_task" and task > 1:
+        return 1
+    return len(grid_of(config, system))
+
+
+def rounds(system: System) -> int:
+    """Trials that fine-tuning adds to them, at most."""
+    tune = system.config.fine_tune
+    return tune.rounds if tune else 0
 
 
 def trial_key(
@@ -55,7 +68,7 @@ def trial_key(
         "method": _part(system.method),
         "regularizers": [_part(r) for r in system.regularizers],
         "model": _model(system.backbone),
-        "training": _training(config.training),
+        "training": config.training.model_dump(),
         "thresholds": config.selection.thresholds,
         "tasks": [{"number": p.task.number, "head": p.task.head, "data": p.digest} for p in parts],
         "shared_head": shared_head,
@@ -65,14 +78,9 @@ def trial_key(
     return digest(content)
 
 
-def _training(training: TrainingConfig) -> dict[str, Any]:
-    """What training contributes: without augmentation, as keys were before there was any."""
-    return training.model_dump(exclude=None if training.augment else {"augment"})
-
-
 def _part(plugin: Method | Regularizer | Backbone) -> dict[str, Any]:
-    """What a plug-in contributes to a key. An empty mapping says nothing, and is left out."""
-    options = {n: v for n, v in plugin.options.model_dump(mode="json").items() if v != {}}
+    """What a plug-in contributes to a key."""
+    options = plugin.options.model_dump(mode="json")
     return {"name": plugin.name, "version": plugin.version, "options": options}
 
 
