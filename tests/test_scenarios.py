@@ -317,11 +317,12 @@ def test_a_task_without_samples_in_a_part_is_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_a_class_that_is_held_out_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its validation samples are none to train on."""
+    """Its validation samples are not to train on."""
 
     class Whole(Pool):
         def parted(self, samples: Samples, share: float, *stream: str | int) -> Any:
-            out = held_out(samples.labels, share, *stream) | (samples.labels == 2)
+            whole = (samples.labels == 2) & (stream[-1] == "validation")
+            out = held_out(samples.labels, share, *stream) | whole
             return samples[~out], samples[out]
 
     made = make("split", "digits", test=0.1)
