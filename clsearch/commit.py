@@ -58,7 +58,7 @@ def accuracy(model: TaskModel, task: Task, data: DeviceData) -> float:
     for batch in data.batches(model.backbone.evaluation_batch):
         outputs, _ = answer(model.backbone, model.params, batch.x, readout, model.gates)
         judged.append(readout.answers.judged(outputs, batch.y))
-    (found,) = readout.answers.measure(torch.cat(judged)[None], data.labels)
+    (found,) = readout.answers.measure(torch.cat(judged)[None], data.labels, data.image)
     return found
 
 

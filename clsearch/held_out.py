@@ -51,4 +51,4 @@ class HeldOut:
 
 
 def _plain(samples: Samples, task: Task) -> DeviceData:
-    return DeviceData(samples.inputs, samples.labels, None, task.transform)
+    return DeviceData(samples.inputs, samples.labels, None, task.transform, image=samples.image)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from clsearch.commit import accuracy
 from clsearch.config import parse_config
 from clsearch.data._facts import Fact
 from clsearch.data._words import embed, word_vectors
+from clsearch.data.base import Samples
 from clsearch.errors import InputError
 from clsearch.export import model_of
 from clsearch.methods.base import ChainState, ImportanceObjective
@@ -31,6 +34,7 @@ from clsearch.pruning.scan import threshold_scan
 from clsearch.rng import generator
 from clsearch.scenarios.facts import Facts, FactsOptions
 from clsearch.scenarios.retrieval import Retrieval, average_precision
+from clsearch.search.ray_backend import _pack_data, _unpack_data
 from clsearch.sequence import Results, Search
 from clsearch.store import Store, read_commit
 from clsearch.system import TaskModel, build_system
@@ -106,6 +110,34 @@ def test_average_precision_is_that_of_scikit_learn(levels: int) -> None:
     labels = torch.randint(7, (200,), generator=source)
     wanted = [average_precision_score(labels == f, scores[:, f]) for f in range(7)]
     assert average_precision(scores, labels).tolist() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_an_image_of_several_facts_is_ranked_once() -> None:
+    """Three rows of two images: without their numbers the other row of the first is irrelevant."""
+    scores, labels = torch.tensor([[0.9, 0.9], [0.9, 0.9], [0.1, 0.1]]), torch.tensor([0, 1, 0])
+    assert ANSWERS.measure(scores[None], labels) == [pytest.approx((1 / 2 + 2 / 3) / 2 / 2 + 1 / 4)]
+    assert ANSWERS.measure(scores[None], labels, torch.tensor([7, 7, 3])) == [1.0]
+
+
+def test_an_image_that_heads_score_apart_counts_for_a_fact_by_the_row_labelled_with_it() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]])
+    labels, image = torch.tensor([0, 1, 1]), torch.tensor([4, 4, 5])
+    # Fact 0: image 4 by 0.9, then 5. Fact 1: image 4 by 0.8, then 5 by 0.5, both relevant.
+    assert average_precision(scores, labels, image).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_average_precision_of_images_is_that_of_scikit_learn(levels: int) -> None:
+    source = torch.Generator().manual_seed(levels)
+    scores = torch.randint(levels, (90, 7), generator=source).float()
+    shows = torch.rand(90, 7, generator=source) < 0.3
+    rows = shows.nonzero()
+    rows = torch.cat([rows, rows[::9]])  # some stand in the table twice
+    image, labels = rows[torch.randperm(len(rows), generator=source)].t()
+    shown = shows.any(1)
+    wanted = [average_precision_score(shows[shown, f], scores[shown, f]) for f in range(7)]
+    found = average_precision(scores[image], labels, image)
+    assert found.tolist() == pytest.approx(wanted, abs=1e-12)
 
 
 def test_nearness_does_not_depend_on_what_stands_beside() -> None:
@@ -187,13 +219,46 @@ def test_images_beyond_memory_make_the_same_tasks(root: Path, tmp_path: Path) ->
     assert any(tmp_path.rglob("*.images"))
 
 
-def test_rare_facts_are_left_out_and_said_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(20))
+def test_a_fact_that_images_show_second_keeps_one_to_train_on(seed: int, tmp_path: Path) -> None:
+    """Two of the twelve dogs run too: both would be held out by their first fact in some splits."""
     facts(tmp_path)
-    rows = table(tmp_path)
-    write(tmp_path, rows[2:])  # the first twelve show a dog
-    made = scenario(tmp_path, minimum=12, groups=2)
-    assert "dog" not in [name for task in made.tasks for name in task.classes]
-    assert "1 of 8 facts have fewer than 12 images" in made.notes[0]
+    rows = [{**row, "split": "", "task": ""} for row in table(tmp_path)]
+    rows += [{**row, "predicate": "sitting"} for row in rows[:2]]
+    write(tmp_path, rows)
+    words = tmp_path / "facts/words.txt"
+    words.write_text(words.read_text().split("\n", 1)[1] + "sitting 1 2 3 4 5 6\n")
+    made = scenario(tmp_path, groups=1, validation=0.3, test=0.3, split_seed=seed)
+    assert made.data(1).train.labels.unique().tolist() == list(range(9))
+
+
+def test_images_are_numbered_where_some_show_several_facts(root: Path, tmp_path: Path) -> None:
+    assert scenario(root).data(1).validation.image is None
+    several(tmp_path)
+    streamed = scenario(tmp_path, memory=0, cache=str(tmp_path / "cache"))
+    for task, rows in zip(scenario(tmp_path).tasks, (48 + 24, 48 + 21), strict=True):
+        data, test = streamed.data(task.number), streamed.test(task.number)
+        assert len(data.train) + len(data.validation) + len(test) == rows
+        assert data.digest == scenario(tmp_path).data(task.number).digest
+        for samples in (data.train, data.validation, test):
+            assert samples.image is not None
+            pixels = [one.numpy().tobytes() for one in samples.inputs]
+            for i, j in itertools.combinations(range(len(samples)), 2):
+                assert (samples.image[i] == samples.image[j]) == (pixels[i] == pixels[j])
+
+
+def test_which_samples_are_of_one_image_is_in_the_digest() -> None:
+    inputs, labels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0])
+    numbers = [None, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1])]
+    assert len({Samples(inputs, labels, image).digest() for image in numbers}) == 3
+
+
+def test_numbers_of_images_reach_the_workers(tmp_path: Path) -> None:
+    several(tmp_path)
+    part = scenario(tmp_path).data(1)
+    sent = _unpack_data(_pack_data(part))
+    assert sent.validation.digest() == part.validation.digest()
+    assert sent.validation.image is not None
 
 
 def test_the_vectors_are_part_of_the_digest(tmp_path: Path) -> None:
@@ -202,6 +267,19 @@ def test_the_vectors_are_part_of_the_digest(tmp_path: Path) -> None:
     words = tmp_path / "facts/words.txt"
     words.write_text(words.read_text().replace("dog ", "CAT ").replace("cat ", "dog ").lower())
     assert scenario(tmp_path).data(1).digest != before
+
+
+def several(root: Path) -> None:
+    """The layout, where who runs or holds a racket is a person too, and cats and nine dogs are
+    horses: facts of the same task, and of the other."""
+    facts(root)
+    rows = table(root)
+    second = {"predicate": "", "object": ""}
+    rows += [
+        {**r, **second, "subject": "person"} for r in rows if r["predicate"] and r["task"] == "1"
+    ]
+    rows += [{**r, **second, "subject": "horse", "task": "2"} for r in rows[:9] + rows[48:60]]
+    write(root, rows)
 
 
 def table(root: Path) -> list[dict[str, str]]:
@@ -416,6 +494,48 @@ def test_members_of_a_pack_learn_facts_as_alone(root: Path) -> None:
         assert all(
             torch.equal(v, (member.params or {})[n]) for n, v in (alone.params or {}).items()
         )
+
+
+@pytest.mark.parametrize("method", ["clnp", "joint"])
+def test_selection_and_test_rank_images(method: str, tmp_path: Path) -> None:
+    """Epochs, thresholds for each layer and commits all measure what scikit-learn does."""
+    several(tmp_path)
+    limits = {"margin": 5, "thresholds": 6, "per_layer": method == "clnp"}
+    search, found, store = run(whole(tmp_path, method, selection=limits), tmp_path)
+    state, meta = read_commit(store, str(found.results[-1].commit)) or (None, {})
+    assert state is not None
+    task, system = search.tasks[-1], search.systems[0]
+    model = system.model(state, task)
+    assert model is not None
+    parts = [search.scenario.data(number) for number in (1, 2)]
+    ranked = PackData.of(parts if method == "joint" else parts[1:], torch.device("cpu"))
+    selection = found.results[-1].selection
+    kept = selection.validation_accuracy if method == "joint" else selection.accuracy  # not pruned
+    assert kept == pytest.approx(by_image(model, ranked), abs=1e-6)
+    test = search.held_out.test(task)
+    one = replace(PackData.of(parts[1:], torch.device("cpu")), validation=test)
+    assert meta["test"]["2"] == pytest.approx(by_image(model, one), abs=1e-6)
+
+
+def by_image(model: TaskModel, data: PackData) -> float:
+    """MAP over the distinct images of the validation part."""
+    split, answers = data.validation, data.readout.answers
+    assert isinstance(answers, Retrieval)
+    (batch,) = split.batches(len(split))
+    outputs, _ = answer(model.backbone, model.params, batch.x, data.readout, model.gates)
+    near, shows = {}, dict[bytes, set[int]]()
+    for pixels, scores, label in zip(
+        split.inputs, answers.judged(outputs, batch.y), batch.y, strict=True
+    ):
+        key = pixels.numpy().tobytes()
+        near[key] = scores.detach().numpy()
+        shows.setdefault(key, set()).add(int(label))
+    assert len(near) < len(split)
+    table = np.stack(list(near.values()))
+    relevant = np.array([[f in s for f in range(len(answers.vectors))] for s in shows.values()])
+    return float(
+        np.mean([average_precision_score(r, s) for r, s in zip(relevant.T, table.T, strict=True)])
+    )
 
 
 def test_joint_ranks_the_images_of_all_tasks(root: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from clsearch.data.base import RawData, Samples
 from clsearch.errors import InputError
 from clsearch.plugins import discover
+from clsearch.scenarios._common import Pool, held_out
 from clsearch.scenarios.base import InputTransform, Scenario, Task
 
 SCENARIOS = discover("clsearch.scenarios", Scenario)
@@ -313,6 +314,21 @@ def test_a_task_without_samples_in_a_part_is_refused(monkeypatch: pytest.MonkeyP
     patched(monkeypatch, [9, 9, 1, 1])
     with pytest.raises(InputError, match="'split-2'"):
         make("split").data(1)
+
+
+def test_a_class_that_is_held_out_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its validation samples are not to train on."""
+
+    class Whole(Pool):
+        def parted(self, samples: Samples, share: float, *stream: str | int) -> Any:
+            whole = (samples.labels == 2) & (stream[-1] == "validation")
+            out = held_out(samples.labels, share, *stream) | whole
+            return samples[~out], samples[out]
+
+    made = make("split", "digits", test=0.1)
+    made.pool = Whole(made.source, made.options)
+    with pytest.raises(InputError, match="a class of task 'split-2' with training images"):
+        _ = made.tasks
 
 
 # --- permuted -------------------------------------------------------------------------------

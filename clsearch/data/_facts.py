@@ -35,7 +35,6 @@ class FactOptions(ListedOptions):
         description="The folder that the paths of images start from, absolute or within the data"
         " folder; default that of the CSV file.",
     )
-    minimum: int = Field(1, ge=1, description="Images of a fact, at least; others are left out.")
 
 
 class Fact(NamedTuple):
@@ -79,8 +78,7 @@ class FactTable(Source):
         Raises `InputError` for a table or images that are missing, rows without an image or a
         subject, an image in both parts, and what `decode` refuses.
         """
-        table = Table(self._rows(file(root, self.options.path, f"{self.field}.path")))
-        table, notes = table.without_rare(self.options.minimum)
+        table, notes = self.table(root), tuple[str, ...]()
         self._check_parts(table)
         folder = self._folder(root, table)
         numbers = {fact: i for i, fact in enumerate(table.facts)}
@@ -99,9 +97,8 @@ class FactTable(Source):
         file(root, self.options.path, f"{self.field}.path")
 
     def table(self, root: Path) -> Table:
-        """What stands in the file, without the facts that have too few images."""
-        rows = self._rows(file(root, self.options.path, f"{self.field}.path"))
-        return Table(rows).without_rare(self.options.minimum)[0]
+        """What stands in the file."""
+        return Table(self._rows(file(root, self.options.path, f"{self.field}.path")))
 
     def _rows(self, path: Path) -> tuple[Row, ...]:
         """The lines of the file, each with an image and a fact."""
@@ -177,18 +174,3 @@ class Table:
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
         return tuple(sorted({row.fact for row in self.rows}))
-
-    def without_rare(self, minimum: int) -> tuple[Table, tuple[str, ...]]:
-        """The table without the facts of fewer images, and a note on them."""
-        counts: dict[Fact, int] = {}
-        for row in self.rows:
-            counts[row.fact] = counts.get(row.fact, 0) + 1
-        rare = sorted(fact for fact, count in counts.items() if count < minimum)
-        if not rare:
-            return self, ()
-        if len(rare) == len(counts):
-            allowed = f"at most {max(counts.values())}, the images of the most frequent fact"
-            raise InputError("scenario.minimum", minimum, allowed)
-        kept = tuple(row for row in self.rows if counts[row.fact] >= minimum)
-        note = f"{len(rare)} of {len(counts)} facts have fewer than {minimum} images and were left"
-        return Table(kept), (f"{note} out, the first is {str(rare[0])!r}.",)

@@ -23,24 +23,31 @@ from clsearch.plugins import find
 class Samples:
     """Images and labels: `inputs` uint8 `[N, C, H, W]`, contiguous; `labels` int64 `[N]`.
 
-    Images of sets larger than memory are `StoredImages`: read when they are asked for.
+    Images of sets larger than memory are `StoredImages`: read when they are asked for. `image`
+    int64 `[N]` says which image a sample is of, where an image is a sample for each of its labels;
+    without, every sample is an image of its own.
     """
 
     inputs: Images
     labels: Tensor
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
     def __getitem__(self, index: Tensor) -> Samples:
-        return Samples(part_of(self.inputs, index), self.labels[index].contiguous())
+        image = None if self.image is None else self.image[index].contiguous()
+        return Samples(part_of(self.inputs, index), self.labels[index].contiguous(), image)
 
     def digest(self) -> str:
-        """SHA-256 (32 hex digits) of the shape and the bytes of images and labels."""
+        """SHA-256 (32 hex digits) of the shape and the bytes of images and labels, and of which
+        samples are of one image."""
         sha = hashlib.sha256(repr(tuple(self.inputs.shape)).encode())
         for images in chunks(self.inputs):
             sha.update(images.numpy().data)
         sha.update(self.labels.contiguous().numpy().data)
+        if self.image is not None:
+            sha.update(self.image.contiguous().numpy().data)
         return sha.hexdigest()[:32]
 
 

@@ -95,7 +95,7 @@ def _accuracies(
             outputs = logits_at(backbone, params, readout, [settings[i] for i in left], batch)
             parts.append(torch.stack([answers.judged(each, batch.y) for each in outputs]))
             judged = torch.cat(parts, 1)
-            at_most = answers.at_most(judged, data.labels[: judged.shape[1]], len(data))
+            at_most = answers.at_most(judged, data.labels, data.image)
             kept = [k for k, most in enumerate(at_most) if most >= floor - SLACK]
             parts = [judged[kept]]
             left = {i: at_most[k] for k, i in enumerate(left) if k in kept}

@@ -79,7 +79,7 @@ def threshold_scan(
             for batch in data.batches(batch_size):
                 outputs = logits_at(backbone, params, readout, settings, batch)
                 judged.append(torch.stack([readout.answers.judged(o, batch.y) for o in outputs]))
-    measured = readout.answers.measure(torch.cat(judged, 1), data.labels)
+    measured = readout.answers.measure(torch.cat(judged, 1), data.labels, data.image)
     return tuple(
         ScanPoint(theta, accuracy, tuple(layer.free(theta) for layer in layers))
         for theta, accuracy in zip(points, measured, strict=True)

@@ -198,7 +198,7 @@ class PlannedScenario(Scenario):
                     allowed = f"a share that leaves task {plan.name!r} {part} samples"
                     step = f"Its classes have too few images in {pool.source.name!r}."
                     raise InputError(field, share, allowed, step)
-            seen = set(torch.cat([pool.raw.train.labels, pool.validation.labels]).tolist())
+            seen = set(pool.raw.train.labels.tolist())
             for label in plan.classes:
                 if label not in seen:
                     allowed = f"a class of task {plan.name!r} with training images"
@@ -260,7 +260,7 @@ def _select(samples: Samples, plan: Plan, task: Task) -> Samples:
     chosen = samples[_members(samples, plan)]
     new = torch.zeros(max(plan.classes) + 1, dtype=torch.int64)
     new[torch.tensor(plan.classes)] = torch.arange(len(plan.classes))
-    return Samples(task.transform.permute(chosen.inputs), new[chosen.labels])
+    return Samples(task.transform.permute(chosen.inputs), new[chosen.labels], chosen.image)
 
 
 def _digest(task: Task, train: Samples, validation: Samples) -> str:

@@ -59,14 +59,17 @@ class Answers(ABC):
         """
 
     @abstractmethod
-    def measure(self, judged: Tensor, labels: Tensor) -> list[float]:
-        """How good each of M models is, from 0 to 1: `judged` `[M, N, …]`, labels int64 `[N]`."""
+    def measure(self, judged: Tensor, labels: Tensor, image: Tensor | None = None) -> list[float]:
+        """How good each of M models is, from 0 to 1: `judged` `[M, N, …]`, labels int64 `[N]`.
+
+        `image` int64 `[N]` says which samples are of one image; without, none are.
+        """
 
     @abstractmethod
-    def at_most(self, judged: Tensor, labels: Tensor, total: int) -> list[float]:
-        """The most that `measure` can be over `total` samples, of which the first are judged.
+    def at_most(self, judged: Tensor, labels: Tensor, image: Tensor | None = None) -> list[float]:
+        """The most that `measure` can be when of the N samples the first n are judged.
 
-        That is `measure` itself where all are.
+        `judged` `[M, n, …]`. That is `measure` itself where all are.
         """
 
     @abstractmethod
@@ -107,13 +110,14 @@ class Classification(Answers):
         """Whether the class of the largest logit is the right one, bool `[…, B]`."""
         return outputs.max(-1).indices == labels
 
-    def measure(self, judged: Tensor, labels: Tensor) -> list[float]:
+    def measure(self, judged: Tensor, labels: Tensor, image: Tensor | None = None) -> list[float]:
         """The fraction of samples answered right."""
-        return self.at_most(judged, labels, len(labels))
+        return self.at_most(judged, labels)
 
-    def at_most(self, judged: Tensor, labels: Tensor, total: int) -> list[float]:
+    def at_most(self, judged: Tensor, labels: Tensor, image: Tensor | None = None) -> list[float]:
         """As if all others were right."""
-        return [(right + total - len(labels)) / total for right in judged.sum(1).tolist()]
+        total, seen = len(labels), judged.shape[1]
+        return [(right + total - seen) / total for right in judged.sum(1).tolist()]
 
     def joined(self, others: Sequence[Answers]) -> Answers:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -15,12 +16,12 @@ from clsearch.data._facts import Fact, FactOptions, FactTable, Table
 from clsearch.data._paths import file
 from clsearch.data._stored import Images, chunks
 from clsearch.data._words import embed
-from clsearch.data.base import Samples, data_root
+from clsearch.data.base import RawData, Samples, data_root
 from clsearch.errors import InputError
 from clsearch.rng import generator
 from clsearch.scenarios._common import Plan, PlannedScenario, Pool, held_out
 from clsearch.scenarios.base import Incremental, ScenarioOptions
-from clsearch.scenarios.retrieval import Retrieval
+from clsearch.scenarios.retrieval import Retrieval, first_of
 
 
 class FactsOptions(ScenarioOptions, FactOptions):
@@ -48,7 +49,8 @@ class Facts(PlannedScenario):
     to come near the words of the image's fact; what stands for accuracy is the mean average
     precision of retrieving images with facts, among the images of the task (MAS §5.2). Empty parts
     of a fact are wild cards; a part of several words has the mean of their vectors. An image may
-    show several facts, each in a row of its own; it is held out with all of its rows.
+    show several facts, each in a row of its own; it is held out with all of its rows, and each
+    fact ranks it once.
     """
 
     name: ClassVar[str] = "facts"
@@ -126,21 +128,36 @@ class Facts(PlannedScenario):
 class _FactPool(Pool):
     """Holds out images, not rows: all rows of an image are on one side."""
 
+    def read(self) -> RawData:
+        """With the numbers of images, if any of them is in several rows."""
+        raw = super().read()
+        parts = [part for part in (raw.train, raw.test) if part is not None]
+        numbers = [_numbers(part.inputs) for part in parts]
+        if all(first_of(image).all() for image in numbers):
+            return raw
+        train, *test = (replace(p, image=i) for p, i in zip(parts, numbers, strict=True))
+        return replace(raw, train=train, test=test[0] if test else None)
+
     def parted(self, samples: Samples, share: float, *stream: str | int) -> tuple[Samples, Samples]:
-        """By the fact that an image shows first."""
-        image, first = _images(samples.inputs)
+        """By the fact that an image shows first. An image is kept where a fact would have none."""
+        if samples.image is None:
+            return super().parted(samples, share, *stream)
+        first = first_of(samples.image)
+        image = torch.unique(samples.image, return_inverse=True)[1]
         out = held_out(samples.labels[first], share, *stream)[image]
+        for label in sorted(set(samples.labels.tolist())):
+            own = samples.labels == label
+            if out[own].all():
+                out[image == image[own][0]] = False
         return samples[~out], samples[out]
 
 
-def _images(inputs: Images) -> tuple[Tensor, Tensor]:
-    """The number of each row's image, `[rows]`, and the first row of each image, `[images]`: rows
-    of the same pixels are of one image."""
-    number, numbers, first = dict[bytes, int](), list[int](), list[int]()
-    for row, pixels in enumerate(itertools.chain.from_iterable(chunks(inputs))):
-        sha = hashlib.sha256(pixels.numpy().data).digest()
-        if sha not in number:
-            number[sha] = len(number)
-            first.append(row)
-        numbers.append(number[sha])
-    return torch.tensor(numbers, dtype=torch.int64), torch.tensor(first, dtype=torch.int64)
+def _numbers(inputs: Images) -> Tensor:
+    """The number of each row's image, int64 `[rows]`, in the order in which they come: rows of the
+    same pixels are of one image."""
+    number = dict[bytes, int]()
+    digests = (
+        hashlib.sha256(pixels.numpy().data).digest()
+        for pixels in itertools.chain.from_iterable(chunks(inputs))
+    )
+    return torch.tensor([number.setdefault(sha, len(number)) for sha in digests])

@@ -29,7 +29,8 @@ class Retrieval(Answers):
     language embedding); the authors' code takes half of it.
 
     Every fact ranks all images, nearest first, those labelled with it being relevant; the measure
-    is the mean over facts of the average precision (MAP of fact to image retrieval, MAS §5.2).
+    is the mean over facts of the average precision (MAP of fact to image retrieval, MAS §5.2). An
+    image of several facts is one image, though a sample for each of them.
     """
 
     vectors: Tensor
@@ -80,13 +81,14 @@ class Retrieval(Answers):
         """`[…, 3 D]` to the three embeddings, `[…, 3, D]`."""
         return outputs.reshape(*outputs.shape[:-1], *self.vectors.shape[1:])
 
-    def measure(self, judged: Tensor, labels: Tensor) -> list[float]:
+    def measure(self, judged: Tensor, labels: Tensor, image: Tensor | None = None) -> list[float]:
         """MAP over the facts that have images here."""
-        return [float(average_precision(one, labels).nanmean()) for one in judged]
+        return [float(average_precision(one, labels, image).nanmean()) for one in judged]
 
-    def at_most(self, judged: Tensor, labels: Tensor, total: int) -> list[float]:
+    def at_most(self, judged: Tensor, labels: Tensor, image: Tensor | None = None) -> list[float]:
         """No bound before all are ranked."""
-        return self.measure(judged, labels) if len(labels) == total else [1.0] * len(judged)
+        ranked = judged.shape[1] == len(labels)
+        return self.measure(judged, labels, image) if ranked else [1.0] * len(judged)
 
     def joined(self, others: Sequence[Answers]) -> Answers:
         """All facts, in order."""
@@ -99,20 +101,38 @@ class Retrieval(Answers):
         return type(self)(self.vectors.to(device), self.given.to(device))
 
 
-def average_precision(scores: Tensor, labels: Tensor) -> Tensor:
+def average_precision(scores: Tensor, labels: Tensor, image: Tensor | None = None) -> Tensor:
     """`AP_f = Σ_n (R_n − R_{n−1}) P_n` of each fact, float64 `[facts]`; NaN for one without images.
 
     Scores `[N, facts]`, labels int64 `[N]`: sample n is relevant to fact `labels[n]` alone. P and R
     are precision and recall among the samples that score as high as the n-th or higher: samples of
-    equal score come in together, so that their order says nothing.
+    equal score come in together, so that their order says nothing. Samples with the same number in
+    `image`, int64 `[N]`, are of one image, which a fact ranks once: by the sample labelled with the
+    fact, or else by its first.
     """
     n, facts = scores.shape
+    relevant = labels.unsqueeze(1) == torch.arange(facts, device=labels.device)
+    counted = torch.ones_like(relevant)
+    if image is not None:
+        number = torch.unique(image, return_inverse=True)[1]
+        shows = torch.zeros_like(relevant)
+        shows[number, labels] = True
+        relevant &= first_of(number * facts + labels).unsqueeze(1)
+        counted = relevant | (first_of(number).unsqueeze(1) & ~shows[number])
     ranked, order = scores.sort(0, descending=True)
-    relevant = labels[order] == torch.arange(facts, device=labels.device)
-    found = relevant.cumsum(0)
+    relevant, counted = relevant.gather(0, order), counted.gather(0, order)
     place = torch.arange(n, device=scores.device).unsqueeze(1)
     last = torch.ones_like(relevant)
     last[:-1] = ranked[:-1] != ranked[1:]
     end = place.where(last, n).flip(0).cummin(0).values.flip(0)  # of the samples of equal score
-    precision = found.gather(0, end).double() / (end + 1)
-    return (precision * relevant).sum(0) / relevant.sum(0)
+    found, among = (each.cumsum(0).gather(0, end) for each in (relevant, counted))
+    precision = (found.double() / among).where(relevant, 0.0)
+    return precision.sum(0) / relevant.sum(0)
+
+
+def first_of(numbers: Tensor) -> Tensor:
+    """Which of `numbers`, int64 `[N]`, stand at the first place of their value: bool `[N]`."""
+    ranked, order = numbers.sort(stable=True)
+    new = torch.ones_like(ranked, dtype=torch.bool)
+    new[1:] = ranked[1:] != ranked[:-1]
+    return torch.empty_like(new).scatter(0, order, new)

@@ -309,6 +309,9 @@ def _pack_data(part: TaskData) -> PackedData:
             for i in (part.train.inputs, part.validation.inputs)
         ],
         "labels": [part.train.labels.numpy(), part.validation.labels.numpy()],
+        "numbers": [
+            None if i is None else i.numpy() for i in (part.train.image, part.validation.image)
+        ],
     }
 
 
@@ -326,8 +329,9 @@ def _unpack_data(packed: PackedData) -> TaskData:
             for i in packed["images"]
         ]
         labels = [torch.from_numpy(a) for a in packed["labels"]]
+        numbers = [None if a is None else torch.from_numpy(a) for a in packed["numbers"]]
     task: Task = packed["task"]
-    train, validation = map(Samples, images, labels)
+    train, validation = map(Samples, images, labels, numbers)
     return TaskData(task, train, validation, packed["digest"])
 
 

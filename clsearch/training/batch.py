@@ -98,7 +98,7 @@ class DeviceData:
     """One split on one device: `inputs` uint8 `[N, C, H, W]`, `labels` int64 `[N]`.
 
     Images that are stored in a file come to the device batch by batch. `targets` `[N, …]` by name:
-    see `Batch`.
+    see `Batch`. `image` int64 `[N]`: see `Samples`.
     """
 
     inputs: Images
@@ -106,6 +106,7 @@ class DeviceData:
     group: Tensor | None
     transform: InputTransform
     targets: dict[str, Tensor] = field(default_factory=dict)
+    image: Tensor | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -129,7 +130,8 @@ class DeviceData:
         group = None if self.group is None else self.group[index]
         targets = {name: value[index] for name, value in self.targets.items()}
         inputs = part_of(self.inputs, index)
-        return DeviceData(inputs, self.labels[index], group, self.transform, targets)
+        image = None if self.image is None else self.image[index]
+        return DeviceData(inputs, self.labels[index], group, self.transform, targets, image)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All samples in order, `size` at a time."""
@@ -168,9 +170,12 @@ def _join(
     samples: Sequence[Samples], parts: Sequence[TaskData], readout: Readout, device: torch.device
 ) -> DeviceData:
     transform = parts[0].task.transform
+    numbers = [s.image for s in samples if s.image is not None]
+    image = torch.cat(numbers).to(device) if numbers else None
     if len(parts) == 1:
         one = samples[0]
-        return DeviceData(_on(one.inputs, device), one.labels.to(device), None, transform)
+        inputs, labels = _on(one.inputs, device), one.labels.to(device)
+        return DeviceData(inputs, labels, None, transform, image=image)
     inputs = _on(joined([s.inputs for s in samples]), device)
     labels = torch.cat([s.labels for s in samples])
     group = None
@@ -181,4 +186,4 @@ def _join(
         labels = labels + torch.tensor(starts).repeat_interleave(lengths)
     if readout.allowed is not None:
         group = torch.arange(len(parts)).repeat_interleave(lengths).to(device)
-    return DeviceData(inputs, labels.to(device), group, transform)
+    return DeviceData(inputs, labels.to(device), group, transform, image=image)

@@ -214,7 +214,7 @@ class _Pack:
         judged = torch.cat([self.judge(stack, batch) for batch in batches], 1)
         done = []
         answers = self.objective.readout.answers
-        for k, accuracy in enumerate(answers.measure(judged, data.labels)):
+        for k, accuracy in enumerate(answers.measure(judged, data.labels, data.image)):
             self.curves[k].append(accuracy)
             if self._finished(k, accuracy, epoch):
                 yield self._trained(k)
