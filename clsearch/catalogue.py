@@ -16,6 +16,7 @@ from clsearch.data.base import SourceConfig
 from clsearch.errors import unknown
 from clsearch.methods.base import Method
 from clsearch.models.activations import lwta, maxout
+from clsearch.options import models_in
 from clsearch.plugins import discover
 from clsearch.regularizers.base import Regularizer
 from clsearch.space import LEARNING_RATE, Hyper
@@ -63,17 +64,10 @@ def section(title: str, model: type[BaseModel], path: str = "") -> Iterator[str]
     yield f"## {title}"
     yield _table(model)
     for name, info in model.model_fields.items():
-        for inner in _models(info.annotation):
+        for inner in models_in(info.annotation):
             if inner is not Space and not issubclass(inner, Plugin):
                 where = f"{path}{name}"
                 yield from section(f"`{where}`", inner, f"{where}.")
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models(inner)
 
 
 def _table(model: type[BaseModel]) -> str:
@@ -87,7 +81,7 @@ def _table(model: type[BaseModel]) -> str:
 
 
 def _summary(annotation: Any) -> str:
-    found = next(_models(annotation), None)
+    found = next(models_in(annotation), None)
     return (found.__doc__ or "").splitlines()[0] if found else ""
 
 
@@ -139,7 +133,7 @@ def plugin(name: str, kind: type[Any]) -> Iterator[str]:
     if hasattr(kind, "Options"):
         yield _table(kind.Options)
         for key, info in kind.Options.model_fields.items():
-            for inner in _models(info.annotation):
+            for inner in models_in(info.annotation):
                 if not issubclass(inner, Plugin):
                     yield f"Keys of `{key}`:"
                     yield _table(inner)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -15,8 +14,16 @@ from clsearch.methods.base import ChainState, Context, Start, State, Thresholds
 from clsearch.models.base import Params
 from clsearch.records import Selection, TaskResult
 from clsearch.scenarios.base import Task, TaskData
-from clsearch.search.plan import commit_key
-from clsearch.store import Store, TrainedModel, read_commit, read_trained, write_commit
+from clsearch.search.plan import commit_key, measurement_key
+from clsearch.store import (
+    Store,
+    TrainedModel,
+    read_commit,
+    read_measured,
+    read_trained,
+    write_commit,
+    write_measured,
+)
 from clsearch.system import System, TaskModel
 from clsearch.training.batch import DeviceData, PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
@@ -43,12 +50,13 @@ class Learned:
 
 @dataclass(frozen=True)
 class Commit:
-    """A chain after a task. `meta` is what was measured of the stored model: `test` accuracies by
-    task number, `validation_accuracy` on the task just learned."""
+    """A chain after a task: its stored state, its accuracy on the validation samples of the task
+    just learned, and on the test samples of every task it answers, by task number."""
 
     key: str
     state: ChainState
-    meta: Mapping[str, Any]
+    validation_accuracy: float
+    test: Mapping[str, float]
 
 
 @torch.no_grad()
@@ -63,10 +71,10 @@ def accuracy(model: TaskModel, task: Task, data: DeviceData) -> float:
 
 
 def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
-    """The stored state of a selection; made and evaluated on test data if it is not there yet.
+    """The stored state of a selection and its test accuracies; each made if it is not there yet.
 
-    A damaged commit is made again from its trial. Raises `DamagedError` when the selected trial
-    itself is damaged.
+    What is damaged is made again: a commit from its trial, a measurement from its commit. Raises
+    `DamagedError` when the selected trial itself is damaged.
     """
     method = learned.system.method
     thresholds = selection.by_layer if method.prunes else None
@@ -78,20 +86,31 @@ def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
     except DamagedError:
         store.remove("commits", key)
         known = None
-    if known is not None:
-        return Commit(key, *known)
-    trained = read_trained(store, str(selection.trial_key))
-    state = _consolidate(learned, selection.seed, trained, thresholds)
-    own = learned.tasks[-1:] if method.independent else learned.tasks
-    current = learned.tasks[-1]
-    meta = {
-        "test": _accuracies(learned, state, own, learned.images.test),
-        "validation_accuracy": _accuracies(learned, state, [current], learned.images.validation)[
-            str(current.number)
-        ],
-    }
-    write_commit(store, key, state, meta)
-    return Commit(key, state, meta)
+    if known is None:
+        trained = read_trained(store, str(selection.trial_key))
+        state = _consolidate(learned, selection.seed, trained, thresholds)
+        current = learned.tasks[-1]
+        found = _accuracies(learned, state, [current], learned.images.validation)
+        known = state, {"validation_accuracy": found[str(current.number)]}
+        write_commit(store, key, *known)
+    state, meta = known
+    return Commit(key, state, meta["validation_accuracy"], _measured(learned, key, state, store))
+
+
+def _measured(learned: Learned, commit: str, state: ChainState, store: Store) -> dict[str, float]:
+    """The test accuracies of a commit. They are stored apart from it: test data is no part of what
+    a commit is, and other test data makes other accuracies of the same one."""
+    tasks = learned.tasks[-1:] if learned.system.method.independent else learned.tasks
+    key = measurement_key(commit, {t.number: learned.images.test_digest(t) for t in tasks})
+    try:
+        known = read_measured(store, key)
+    except DamagedError:
+        store.remove("measurements", key)
+        known = None
+    if known is None:
+        known = _accuracies(learned, state, tasks, learned.images.test)
+        write_measured(store, key, known)
+    return known
 
 
 def _consolidate(
@@ -153,8 +172,7 @@ def result_of(
 
     A method with a model for each task keeps the entries of the others in the accuracy matrix.
     """
-    measured: Mapping[str, float] = made.meta["test"]
-    row: list[float | None] = [measured.get(str(task.number)) for task in learned.tasks]
+    row: list[float | None] = [made.test.get(str(task.number)) for task in learned.tasks]
     if learned.system.method.independent and earlier:
         row[:-1] = earlier[-1].test
     before = learned.parent.state if learned.parent else {}

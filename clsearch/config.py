@@ -15,7 +15,6 @@ from clsearch.axes import Grid
 from clsearch.errors import InputError
 from clsearch.messages import NAME, NAME_IN_WORDS, from_pydantic
 from clsearch.options import Strict
-from clsearch.records import digest
 
 
 class Plugin(BaseModel):
@@ -37,17 +36,6 @@ def checked_options(kind: type[Any], options: Mapping[str, Any], field: str) -> 
         return model.model_validate(dict(options))
     except ValidationError as error:
         raise from_pydantic(error, model, field) from error
-
-
-PLACES = frozenset({"root", "download", "path", "test_path", "memory", "cache", "images", "words"})
-"""Options of scenarios and sources that say where data lies or is kept, not what it is."""
-
-
-def without_places(options: Any) -> Any:
-    """Options of a scenario, sections and lists within them included, without `PLACES`."""
-    if isinstance(options, dict):
-        return {k: without_places(v) for k, v in options.items() if k not in PLACES}
-    return [without_places(v) for v in options] if isinstance(options, list) else options
 
 
 Margin = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -253,22 +241,6 @@ class Config(Strict):
     def margin_of(self, method: MethodConfig) -> float:
         """The margin that a method is selected with, in percentage points."""
         return self.selection.margin if method.margin is None else method.margin
-
-    def identity(self) -> dict[str, str]:
-        """Digests of what an output folder belongs to: name, scenario, model and training.
-
-        The number of tasks, where data lies, grids, methods, seeds, margin and resources may change
-        between runs of one folder: the journal is keyed by content.
-        """
-        scenario = without_places(self.scenario.model_dump(exclude_none=True))
-        scenario.pop("tasks", None)
-        parts = {
-            "name": self.name,
-            "scenario": scenario,
-            "model": self.model.model_dump(exclude_none=True),
-            "training": self.training.model_dump(exclude_none=True),
-        }
-        return {name: digest(part) for name, part in parts.items()}
 
 
 MAX_BYTES, MAX_NODES = 1_000_000, 100_000

@@ -14,6 +14,7 @@ import yaml
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError
 from clsearch.files import atomic_write, owned
+from clsearch.identity import identity
 from clsearch.records import TaskResult, TrialRecord
 from clsearch.store import Store, read_record
 
@@ -58,7 +59,7 @@ def claim(out: Path, config: Config) -> None:
         step = "There is no permission to write it. Choose another --out."
         raise InputError("--out", str(out), "a folder that can be written", step)
     if saved.exists():
-        theirs, ours = load_config(saved).identity(), config.identity()
+        theirs, ours = identity(load_config(saved)), identity(config)
         if theirs != ours:
             parts = [name for name in ours if theirs[name] != ours[name]]
             raise InputError(

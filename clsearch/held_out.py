@@ -21,6 +21,7 @@ class HeldOut:
     def __init__(self, scenario: Scenario, sources: Mapping[str, Images]) -> None:
         self.scenario, self.sources = scenario, sources
         self._tests: dict[int, DeviceData] = {}
+        self._test_digests: dict[int, str] = {}
         self._validations: dict[int, DeviceData] = {}
 
     def test(self, task: Task) -> DeviceData:
@@ -28,6 +29,13 @@ class HeldOut:
         if task.number not in self._tests:
             self._tests[task.number] = _plain(self.scenario.test(task.number), task)
         return self._tests[task.number]
+
+    def test_digest(self, task: Task) -> str:
+        """The digest of the test samples of a task."""
+        if task.number not in self._test_digests:
+            data = self.test(task)
+            self._test_digests[task.number] = Samples(data.inputs, data.labels, data.image).digest()
+        return self._test_digests[task.number]
 
     def validation(self, task: Task) -> DeviceData:
         """The validation samples of a task."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+PLACE: dict[str, Any] = {"place": True}
+"""`json_schema_extra` of the `Field` of an option that says where data lies or is kept, not what it
+is: a run stays what it is when such an option changes."""
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names, those within `list[…]` and `… | None` included."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from models_in(inner)
 
 
 class Strict(BaseModel):

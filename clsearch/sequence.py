@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.commit import Commit, Learned, commit, result_of
-from clsearch.config import Config, without_places
+from clsearch.config import Config
 from clsearch.errors import DepletedError, StoreError
 from clsearch.export import provenance, write_model_files
 from clsearch.files import atomic_write
 from clsearch.held_out import HeldOut
+from clsearch.identity import without_places
 from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
@@ -355,7 +356,7 @@ class Search:
             metadata = provenance(self.config, result)
             write_model_files(Path(folder), c.system, made.state, task, metadata)
             stored = {
-                "stored_validation_accuracy": made.meta["validation_accuracy"],
+                "stored_validation_accuracy": made.validation_accuracy,
                 "stored_bytes": float(result.memory_bytes or 0),
             }
             self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))

@@ -250,7 +250,7 @@ def write_commit(store: Store, key: str, state: ChainState, meta: Mapping[str, A
 
 
 def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, Any]] | None:
-    """A chain's state and what was measured of it; None where there is none.
+    """A chain's state and what else was stored with it; None where there is none.
 
     Raises `DamagedError`.
     """
@@ -261,6 +261,22 @@ def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, Any]] | N
         return load_state(files["state.safetensors"]), json.loads(files["meta.json"])
     except (ValueError, KeyError) as error:
         raise DamagedError(f"the commit {key} cannot be read: {error}") from error
+
+
+def write_measured(store: Store, key: str, test: Mapping[str, float]) -> None:
+    """Stores the test accuracies of a commit, by task number, under their measurement key."""
+    store.write("measurements", key, {"test.json": _json(test)})
+
+
+def read_measured(store: Store, key: str) -> dict[str, float] | None:
+    """A commit's test accuracies; None where they have not been measured. Raises `DamagedError`."""
+    files = store.read("measurements", key)
+    if files is None:
+        return None
+    try:
+        return {str(task): float(value) for task, value in json.loads(files["test.json"]).items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"the measurement {key} cannot be read: {error}") from error
 
 
 def _json(data: Any) -> bytes:

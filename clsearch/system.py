@@ -212,7 +212,7 @@ def check(
         for name, option in system.method.unlabelled.items():
             if name not in (*unlabelled, TEST_INPUTS):
                 field = f"{options}.{option}"
-                unlabelled[name] = load_unlabelled(name, tasks[0], scenario.options, field)
+                unlabelled[name] = load_unlabelled(name, tasks[0], scenario, field)
     everything = {name: hyper for system in systems for name, hyper in system.space.items()}
     _check_grid(config.search.grid, everything, "search.grid")
     for i, system in enumerate(systems):

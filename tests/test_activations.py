@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from clsearch.config import parse_config
 from clsearch.errors import DepletedError, InputError
 from clsearch.export import load_export, save_export, standalone
+from clsearch.identity import identity
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.activations import lwta, maxout
 from clsearch.models.base import Params, forward, initial_head, initial_parameters
@@ -40,15 +40,6 @@ SCALED = InputTransform(255.0, (0.4,), (0.3,))
 grouped = pytest.mark.parametrize("activation", ["maxout", "lwta"])
 both = pytest.mark.parametrize("function", [maxout, lwta])
 heads = pytest.mark.parametrize("shared", [True, False], ids=["shared", "multi"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As a worker has: on busy cores, threads that share a few numbers wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(activation: str, hidden: list[int], group: int, seed: int = 0) -> tuple[MLP, Params]:
@@ -233,7 +224,7 @@ def test_a_resolved_config_is_read_again_as_the_same(model: dict[str, Any]) -> N
     config = resolve(tiny_config(model={"name": "mlp", "hidden": [4], **model}))
     again = resolve(parse_config(config.model_dump(mode="json")))
     assert again.model.model_dump() == config.model.model_dump()
-    assert again.identity() == config.identity()
+    assert identity(again) == identity(config)
 
 
 def test_packs_count_the_rows_that_are_computed() -> None:

@@ -20,7 +20,7 @@ ROOMS = [
     *("messages", "axes", "config"),
     *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
-    *("system", "store", "protocols", "trial", "jobs", "search"),
+    *("system", "identity", "store", "protocols", "trial", "jobs", "search"),
     *("held_out", "commit", "refinement"),
     *("audit", "outbox", "tracking", "archive", "export", "report", "sequence"),
     *("folder", "selected", "progress", "dry_run", "doctor", "catalogue"),

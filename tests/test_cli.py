@@ -284,7 +284,7 @@ def test_a_search_leaves_exactly_the_files_of_the_design(searched: tuple[Path, s
         "accuracy_matrix.json", "checkpoints", "report", "mlflow.db", "artifacts",
     }  # fmt: skip
     kinds = {p.name for p in (out / "checkpoints").iterdir()}
-    assert kinds == {"trials", "commits", "delivered"}
+    assert kinds == {"trials", "commits", "measurements", "delivered"}
     assert len(journal(out)) == 8
     trials = pq.read_table(out / "trials.parquet")
     assert trials.num_rows == 8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,14 +50,6 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "alexnet": ({"name": "alexnet", "channels": [5, 4, 6, 5, 8], "dense": [9, 7]}, (3, 64, 64)),
     "vgg16": ({"name": "vgg16", "channels": [5, 7, 9, 8, 8], "dense": [9, 7]}, (3, 32, 32)),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def close(found: Tensor, expected: Tensor) -> None:

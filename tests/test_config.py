@@ -10,16 +10,21 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from clsearch.axes import Space, axis_values
 from clsearch.config import MAX_BYTES, Config, load_config, parse_config
+from clsearch.data.digits import Digits
 from clsearch.errors import InputError
+from clsearch.identity import identity, without_places
 from clsearch.methods.base import Method
 from clsearch.models.base import Backbone
+from clsearch.options import PLACE
 from clsearch.plugins import discover
 from clsearch.regularizers.base import Regularizer
 from clsearch.regularizers.l1_param import L1Param
 from clsearch.scenarios.base import Scenario
+from clsearch.scenarios.sequence import Sequence
 from clsearch.sequence import Search
 from clsearch.store import Store
 from clsearch.system import build_scenario, build_system, grid_of, resolve
@@ -475,12 +480,43 @@ def test_identity_leaves_out_what_may_change_between_runs() -> None:
         whole(model={"name": "mlp", "hidden": [3]}),
         whole(scenario={**DIGITS, "split_seed": 1}),
     ]
-    assert all(parse_config(d).identity() == config.identity() for d in same)
-    ours = config.identity()
+    assert all(identity(parse_config(d)) == identity(config) for d in same)
+    ours = identity(config)
     parts = ["name", "training", "model", "scenario"]
     for data, part in zip(other, parts, strict=True):
-        theirs = parse_config(data).identity()
+        theirs = identity(parse_config(data))
         assert [name for name in ours if ours[name] != theirs[name]] == [part]
+
+
+def test_a_place_is_what_an_option_is_declared_to_be_and_no_matter_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a scenario and of a source within a list."""
+
+    class Own(Digits.Options):  # type: ignore[name-defined,misc]
+        images: int = 3
+        somewhere: str = Field("here", json_schema_extra=PLACE)
+
+    class Sequences(Sequence.Options):  # type: ignore[name-defined,misc]
+        images: int = 3
+        somewhere: str = Field("here", json_schema_extra=PLACE)
+
+    monkeypatch.setattr(Digits, "Options", Own)
+    monkeypatch.setattr(Sequence, "Options", Sequences)
+    both = {"images": 4, "somewhere": "there"}
+    source = {"name": "digits", "path": "unknown", **both}
+    scenario = {"name": "sequence", **both, "tasks": [{"source": source}, {"source": "digits"}]}
+    assert without_places(scenario) == {
+        "name": "sequence",
+        "images": 4,
+        "tasks": [
+            {"source": {"name": "digits", "path": "unknown", "images": 4}},
+            {"source": "digits"},
+        ],
+    }
+    scenario["tasks"] = [{"source": {"name": "digit"}}]
+    with pytest.raises(InputError, match=r"scenario\.tasks\[0\]\.source.*digits"):
+        without_places(scenario)
 
 
 def test_hyperparameters_of_one_name_are_refused() -> None:

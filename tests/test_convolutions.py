@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,6 @@ WIDE = {"name": "clnp_wide", "channels": [5, 6, 4, 7, 9]}
 SHAPES = {"clnp_narrow": (2, 9, 8), "clnp_wide": (1, 26, 27)}
 each = pytest.mark.parametrize("model", [NARROW, WIDE], ids=["narrow", "wide"])
 heads = pytest.mark.parametrize("shared", [True, False], ids=["shared", "multi"])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As a worker has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tasks(

@@ -416,11 +416,11 @@ def test_methods_learn_facts(
         assert result.selection.accuracy >= result.selection.best - 0.05
     stored = read_commit(store, found.results[-1].commit)
     assert stored is not None
-    state, meta = stored
+    state, _ = stored
     task, system = search.tasks[1], search.systems[0]
     model, data = system.model(state, task), search.held_out.test(task)
     assert model is not None
-    assert accuracy(model, task, data) == meta["test"]["2"]
+    assert accuracy(model, task, data) == found.results[-1].test[1]
     described = model_of(system, state, task).describe()["output"]
     assert described["shape"] == ["N", 18]
     assert described["is"].startswith("embeddings")
@@ -432,7 +432,7 @@ def test_clnp_forgets_no_fact_to_the_last_bit(root: Path, tmp_path: Path) -> Non
     assert first is not None
     assert second is not None
     assert torch.equal(embeddings(search, first[0]), embeddings(search, second[0]))
-    assert first[1]["test"]["1"] == second[1]["test"]["1"]
+    assert found.results[0].test[0] == found.results[1].test[0]
 
 
 def embeddings(search: Search, state: ChainState) -> Tensor:
@@ -502,7 +502,7 @@ def test_selection_and_test_rank_images(method: str, tmp_path: Path) -> None:
     several(tmp_path)
     limits = {"margin": 5, "thresholds": 6, "per_layer": method == "clnp"}
     search, found, store = run(whole(tmp_path, method, selection=limits), tmp_path)
-    state, meta = read_commit(store, str(found.results[-1].commit)) or (None, {})
+    state, _ = read_commit(store, str(found.results[-1].commit)) or (None, {})
     assert state is not None
     task, system = search.tasks[-1], search.systems[0]
     model = system.model(state, task)
@@ -514,7 +514,7 @@ def test_selection_and_test_rank_images(method: str, tmp_path: Path) -> None:
     assert kept == pytest.approx(by_image(model, ranked), abs=1e-6)
     test = search.held_out.test(task)
     one = replace(PackData.of(parts[1:], torch.device("cpu")), validation=test)
-    assert meta["test"]["2"] == pytest.approx(by_image(model, one), abs=1e-6)
+    assert found.results[-1].test[1] == pytest.approx(by_image(model, one), abs=1e-6)
 
 
 def by_image(model: TaskModel, data: PackData) -> float:

@@ -40,15 +40,6 @@ TASKS = 4
 heads = pytest.mark.parametrize("shared", [True, False], ids=["shared", "multi"])
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    """As a worker has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def of_shape(task: TaskData, shape: tuple[int, int, int]) -> TaskData:
     """A tiny task with its pixels repeated over images of another shape."""
 

@@ -20,6 +20,7 @@ from clsearch.data._labels import number
 from clsearch.data.base import RawData, SourceConfig, build_source
 from clsearch.errors import InputError
 from clsearch.folder import open_store
+from clsearch.identity import identity
 from clsearch.sequence import Search
 from clsearch.system import build_scenario, resolve
 
@@ -328,7 +329,7 @@ def test_a_search_over_own_data_from_yaml_alone(root: Path, tmp_path: Path) -> N
     given = yaml.safe_load(CONFIG)
     config = resolve(parse_config(given))
     moved = resolve(parse_config(given | {"scenario": given["scenario"] | {"root": str(root)}}))
-    assert moved.identity() == config.identity()
+    assert identity(moved) == identity(config)
     out = tmp_path / "out"
     out.mkdir()
     search, progress = Search(moved, out, open_store(out)), SilentProgress()

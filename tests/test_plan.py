@@ -17,7 +17,7 @@ from clsearch.methods.ewc import EWC
 from clsearch.models.mlp import MLP
 from clsearch.records import Selection
 from clsearch.search import plan
-from clsearch.search.plan import commit_key, hyperparameters_of, packs, trial_key
+from clsearch.search.plan import commit_key, hyperparameters_of, measurement_key, packs, trial_key
 from clsearch.system import build_system
 
 TASKS = tiny_tasks(3, False)
@@ -135,6 +135,18 @@ def test_commit_key() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert commit_key("a", 0.1) == keys[3]
+
+
+def test_measurement_key() -> None:
+    keys = [
+        measurement_key("a", {1: "x"}),
+        measurement_key("b", {1: "x"}),
+        measurement_key("a", {1: "y"}),
+        measurement_key("a", {2: "x"}),
+        measurement_key("a", {1: "x", 2: "y"}),
+        measurement_key("a", {1: "y", 2: "x"}),
+    ]
+    assert len(set(keys)) == len(keys)
 
 
 @given(st.integers(0, 200), st.integers(1, 40), st.floats(0.01, 64))

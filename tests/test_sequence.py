@@ -23,6 +23,7 @@ from clsearch.config import parse_config
 from clsearch.data.base import Samples
 from clsearch.errors import InputError, StoreError
 from clsearch.folder import open_store, results_of, write_config
+from clsearch.identity import identity
 from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
 from clsearch.plugins import discover
@@ -358,6 +359,8 @@ def flip(path: Path) -> None:
         ("commits", "meta.json", "flip"),
         ("commits", MANIFEST, "cut"),
         ("commits", MANIFEST, "remove"),
+        ("measurements", "test.json", "flip"),
+        ("measurements", MANIFEST, "cut"),
     ],
 )
 def test_damaged_files_are_made_again(
@@ -539,9 +542,31 @@ def test_test_data_is_opened_by_commits_alone(
     found = run(tmp_path, settings(METHODS))
     assert all(r.selection.outcome == "selected" for r in found.results)
     assert opened == [1, 2]
-    opened.clear()
-    run(tmp_path, settings(METHODS))
-    assert opened == []  # a resumed run reads what was measured
+
+
+def test_another_test_set_is_measured_and_nothing_trained(tmp_path: Path) -> None:
+    """A folder resumed with it has what a new folder has; and with the old one again, the old."""
+
+    def settings_with(test: str) -> dict[str, Any]:
+        source = {"name": "arrays", "path": str(tmp_path / "train.npz")}
+        source["test_path"] = str(tmp_path / test)
+        return settings(METHODS, scenario={"name": "split", "source": source})
+
+    rng = np.random.default_rng(0)
+    for name, noise in (("train.npz", 60), ("old.npz", 60), ("new.npz", 120)):
+        labels = np.arange(160) % 4
+        images = 30 * labels[:, None, None] + rng.integers(0, noise, (160, 6, 6))
+        np.savez(tmp_path / name, images=images.astype(np.uint8), labels=labels)
+    fresh, resumed = tmp_path / "fresh", tmp_path / "resumed"
+    run(fresh, settings_with("new.npz"))
+    run(resumed, settings_with("old.npz"))
+    before = written(resumed)
+    assert before != written(fresh)
+    first, second = (resolve(parse_config(settings_with(f"{n}.npz"))) for n in ("old", "new"))
+    assert identity(first) == identity(second)
+    for test, expected in (("new.npz", written(fresh)), ("old.npz", before)):
+        assert run(resumed, settings_with(test)).trained == 0
+        assert written(resumed) == expected
 
 
 def test_test_labels_change_no_selection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ from clsearch.store import (
     dump_state,
     load_state,
     read_commit,
+    read_measured,
     read_record,
     read_trained,
     write_commit,
+    write_measured,
     write_record,
 )
 
@@ -96,7 +98,8 @@ def test_records_and_states_come_back_exactly(store: Store) -> None:
     given = trained()
     write_record(store, record(), given)
     assert read_record(store, "k" * 32) == record()
-    write_commit(store, "c", state(), {"test": {"1": 0.1 + 0.2}, "free": None})
+    write_commit(store, "c", state(), {"accuracy": 0.1 + 0.2, "free": None})
+    write_measured(store, "m", {"1": 0.1 + 0.2})
     chain, _ = read_commit(store, "c") or (None, None)
     pairs = [(given, read_trained(store, "k" * 32)), (state(), chain)]
     for before, after in pairs:
@@ -108,8 +111,9 @@ def test_records_and_states_come_back_exactly(store: Store) -> None:
                 assert got[name].dtype == value.dtype
                 assert got[name].shape == value.shape
                 assert got[name].numpy().tobytes() == value.contiguous().numpy().tobytes()
-    assert (read_commit(store, "c") or (0, 0))[1] == {"test": {"1": 0.1 + 0.2}, "free": None}
-    assert read_commit(store, "d") is None
+    assert (read_commit(store, "c") or (0, 0))[1] == {"accuracy": 0.1 + 0.2, "free": None}
+    assert read_measured(store, "m") == {"1": 0.1 + 0.2}
+    assert read_commit(store, "d") is read_measured(store, "d") is None
     with pytest.raises(DamagedError, match="no stored parameters"):
         read_trained(store, "no")
 
@@ -191,6 +195,11 @@ def test_what_has_a_right_sum_and_wrong_content_is_damage_too(tmp_path: Path) ->
     store.write("trials", "t", {"record.json": b"[]", "model.safetensors": b""})
     with pytest.raises(DamagedError):
         read_commit(store, "c")
+    for content in (b"[]", b"{", b'{"1": null}'):
+        store.remove("measurements", "m")
+        store.write("measurements", "m", {"test.json": content})
+        with pytest.raises(DamagedError):
+            read_measured(store, "m")
     with pytest.raises(DamagedError):
         read_record(store, "t")
     with pytest.raises(DamagedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from helpers import SOURCES, SerialSearcher, SilentProgress, SilentTracker, make
 from layouts import INSECTS, LAYOUTS, OPTIONS, noise, save
 
 from clsearch.config import parse_config
+from clsearch.data._cache import _new_file
 from clsearch.data._images import conform
 from clsearch.data._pixels import statistics
 from clsearch.data._stored import ImageFile, Storage, StoredImages, chunks, joined, part_of
@@ -27,7 +29,9 @@ from clsearch.data.base import RawData, Samples
 from clsearch.dry_run import forecast
 from clsearch.errors import InputError, StoreError
 from clsearch.folder import open_store
+from clsearch.identity import identity
 from clsearch.scenarios.base import InputTransform
+from clsearch.scenarios.unlabelled import load_unlabelled
 from clsearch.search.ray_backend import _pack_data, _unpack_data
 from clsearch.sequence import Search
 from clsearch.system import build_scenario, resolve
@@ -192,6 +196,25 @@ def test_a_file_is_found_again_and_made_anew_when_it_is_not_whole(
     assert load("folder", root, cache, size=6).train.inputs.shape == (160, 3, 6, 6)
 
 
+def test_a_file_that_another_run_sweeps_before_it_is_locked_is_made_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_lock, swept = fcntl.flock, []
+
+    def lock(stream: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX and not swept:
+            swept.append(stream.name)
+            with _new_file(ImageFile(tmp_path / "cache" / "other.images", 1, (1, 1, 1))):
+                assert not Path(stream.name).exists()
+        whole_lock(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    expected = make_source("folder").load(root, download=False).train.digest()
+    assert load("folder", root, tmp_path / "cache").train.digest() == expected
+    assert swept
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
 def test_a_folder_that_cannot_be_used_is_refused(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +227,19 @@ def test_a_folder_that_cannot_be_used_is_refused(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=69_000))
     with pytest.raises(InputError, match="GiB are free"):
         load("folder", root, tmp_path / "cache")
+
+
+def test_images_without_labels_count_as_those_of_the_tasks_do(root: Path, tmp_path: Path) -> None:
+    """The limit takes the tasks' own 192 images, or 160 others, but not both."""
+    LAYOUTS["tiny_imagenet"](root)
+    scenario = {
+        **{"name": "split", "source": {**SOURCE, "size": 64}, "root": str(root)},
+        **{"memory": 200 * 3 * 64 * 64 / 2**30, "cache": str(tmp_path / "cache")},
+    }
+    built = build_scenario(parse_config({**CONFIG, "scenario": scenario}))
+    task = built.tasks[0]
+    assert isinstance(built.data(1).train.inputs, torch.Tensor)
+    assert isinstance(load_unlabelled("tiny_imagenet", task, built, "source"), StoredImages)
 
 
 def test_where_images_are_kept_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +311,7 @@ def test_the_options_leave_a_run_what_it_is(root: Path) -> None:
     scenario = {**SCENARIOS["split"], "root": str(root)}
     plain = parse_config({**CONFIG, "scenario": scenario})
     other = parse_config({**CONFIG, "scenario": {**scenario, "memory": 0.5, "cache": "here"}})
-    assert resolve(other).identity() == resolve(plain).identity()
+    assert identity(resolve(other)) == identity(resolve(plain))
     assert resolve(other).scenario.options["cache"] == str(Path("here").absolute())
 
 

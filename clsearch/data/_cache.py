@@ -107,14 +107,18 @@ def _new_file(image: ImageFile) -> Iterator[Path]:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise _unusable(image, f"{free / GIB:.1f} GiB are free")
-    place = folder / f"{uuid.uuid4().hex}.part"
-    try:
-        with place.open("xb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            stream.truncate(size)
-            yield place
-    finally:
-        place.unlink(missing_ok=True)
+    made = False
+    while not made:
+        place = folder / f"{uuid.uuid4().hex}.part"
+        try:
+            with place.open("xb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX)
+                made = place.exists()  # or a run that swept before it was locked took it away
+                if made:
+                    stream.truncate(size)
+                    yield place
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def _unusable(image: ImageFile, reason: str) -> InputError:

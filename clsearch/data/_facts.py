@@ -18,6 +18,7 @@ from clsearch.data._pixels import raw_data
 from clsearch.data._words import words_of
 from clsearch.data.base import RawData, Source
 from clsearch.errors import InputError
+from clsearch.options import PLACE
 
 COLUMNS = ("image", "subject", "predicate", "object")
 PARTS = ("train", "test")
@@ -27,11 +28,13 @@ class FactOptions(ListedOptions):
     """Options of a set of facts and their images."""
 
     path: str = Field(
+        json_schema_extra=PLACE,
         description="A CSV file, absolute or within the data folder, with the columns `image`,"
-        " `subject`, `predicate` and `object`, and perhaps `split` and `task`."
+        " `subject`, `predicate` and `object`, and perhaps `split` and `task`.",
     )
     images: str | None = Field(
         None,
+        json_schema_extra=PLACE,
         description="The folder that the paths of images start from, absolute or within the data"
         " folder; default that of the CSV file.",
     )

@@ -16,6 +16,7 @@ from clsearch.data._paths import file
 from clsearch.data._pixels import PixelOptions, raw_data
 from clsearch.data.base import RawData, Samples, Source, as_samples
 from clsearch.errors import InputError
+from clsearch.options import PLACE
 
 Axes = Literal["hwc", "chw"]
 _CHANNELS = (1, 3)
@@ -23,10 +24,13 @@ _CHANNELS = (1, 3)
 
 class ArraysOptions(PixelOptions, LabelOptions):
     path: str = Field(
-        description="The training part: an .npz file, absolute or within the data folder."
+        json_schema_extra=PLACE,
+        description="The training part: an .npz file, absolute or within the data folder.",
     )
     test_path: str | None = Field(
-        None, description="The test part, likewise; default: the scenario holds one out."
+        None,
+        json_schema_extra=PLACE,
+        description="The test part, likewise; default: the scenario holds one out.",
     )
     axes: Axes | None = Field(
         None,

@@ -13,15 +13,19 @@ from clsearch.data._parquet import EncodedRows, read_labels
 from clsearch.data._paths import files
 from clsearch.data._pixels import raw_data
 from clsearch.data.base import RawData, Samples, Source
+from clsearch.options import PLACE
 
 
 class ParquetOptions(ImageOptions, LabelOptions):
     path: str = Field(
+        json_schema_extra=PLACE,
         description="The training part: a file or a pattern (`train-*.parquet`), absolute or within"
-        " the data folder."
+        " the data folder.",
     )
     test_path: str | None = Field(
-        None, description="The test part, likewise; default: the scenario holds one out."
+        None,
+        json_schema_extra=PLACE,
+        description="The test part, likewise; default: the scenario holds one out.",
     )
     image: str = Field(
         "image",

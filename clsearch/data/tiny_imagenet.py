@@ -14,6 +14,7 @@ from clsearch.data._labels import read_names
 from clsearch.data._pixels import raw_data
 from clsearch.data.base import RawData, Source
 from clsearch.errors import InputError
+from clsearch.options import PLACE
 
 _URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -25,7 +26,9 @@ _EXPECTED = (
 
 
 class TinyImageNetOptions(ImageOptions):
-    path: str = Field(_FOLDER, description="Folder of the set, within the data folder.")
+    path: str = Field(
+        _FOLDER, json_schema_extra=PLACE, description="Folder of the set, within the data folder."
+    )
 
 
 class TinyImageNet(Source):

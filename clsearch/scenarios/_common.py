@@ -217,7 +217,7 @@ class SourceScenario(PlannedScenario):
 
     def __init__(self, options: SourceOptions) -> None:
         super().__init__(options)
-        self.source = build_source(options.source, "scenario.source", options.storage())
+        self.source = build_source(options.source, "scenario.source", self.storage)
         self.pool = Pool(self.source, options)
         self.incremental = options.incremental
 

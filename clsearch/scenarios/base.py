@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clsearch.data._stored import GIB, Images, Storage, StoredImages, permuted
 from clsearch.data.base import Samples
-from clsearch.options import Strict
+from clsearch.options import PLACE, Strict
 from clsearch.scenarios.answers import CLASSIFICATION, Answers
 
 Incremental = Literal["task_incremental", "domain_incremental"]
@@ -88,9 +88,13 @@ class ScenarioOptions(Strict):
     """Options that every scenario has."""
 
     root: str | None = Field(
-        None, description="Folder of the data; default `$CLSEARCH_DATA`, else `data`."
+        None,
+        json_schema_extra=PLACE,
+        description="Folder of the data; default `$CLSEARCH_DATA`, else `data`.",
     )
-    download: bool = Field(False, description="Download a missing data set into the folder.")
+    download: bool = Field(
+        False, json_schema_extra=PLACE, description="Download a missing data set into the folder."
+    )
     validation: float = Field(
         0.1, gt=0, lt=1, description="Share of the training samples held out for validation."
     )
@@ -104,11 +108,13 @@ class ScenarioOptions(Strict):
         None,
         ge=0,
         allow_inf_nan=False,
+        json_schema_extra=PLACE,
         description="GiB of decoded images that are kept in memory; those beyond it are kept in"
         " files and read batch by batch. Default a quarter of the machine's memory.",
     )
     cache: str | None = Field(
         None,
+        json_schema_extra=PLACE,
         description="Folder of these files; default `$CLSEARCH_CACHE`, else `~/.cache/clsearch`.",
     )
 
@@ -121,6 +127,7 @@ class Scenario(ABC):
     """A sequence of tasks. One file a scenario; being in the folder is being registered.
 
     The constructor checks what can be checked without reading images; data is read on first use.
+    `storage` is where all of its images are kept, those without labels included.
     """
 
     name: ClassVar[str]
@@ -129,6 +136,7 @@ class Scenario(ABC):
 
     def __init__(self, options: Any) -> None:
         self.options = options
+        self.storage: Storage = options.storage()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -36,9 +36,8 @@ class Cifar10Cifar100(PlannedScenario):
     def __init__(self, options: Cifar10Cifar100Options) -> None:
         super().__init__(options)
         self.incremental = options.incremental
-        storage = options.storage()
         self.first, self.later = (
-            Pool(build_source(SourceConfig(name=name), "scenario.name", storage), options)
+            Pool(build_source(SourceConfig(name=name), "scenario.name", self.storage), options)
             for name in ("cifar10", "cifar100")
         )
 

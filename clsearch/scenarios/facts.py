@@ -18,6 +18,7 @@ from clsearch.data._stored import Images, chunks
 from clsearch.data._words import embed
 from clsearch.data.base import RawData, Samples, data_root
 from clsearch.errors import InputError
+from clsearch.options import PLACE
 from clsearch.rng import generator
 from clsearch.scenarios._common import Plan, PlannedScenario, Pool, held_out
 from clsearch.scenarios.base import Incremental, ScenarioOptions
@@ -31,8 +32,9 @@ class FactsOptions(ScenarioOptions, FactOptions):
         " `task_incremental` one each.",
     )
     words: str = Field(
+        json_schema_extra=PLACE,
         description="Word vectors, absolute or within the data folder: a text file of `word v1 …"
-        " vD`, or an .npz file of `words` and `vectors`."
+        " vD`, or an .npz file of `words` and `vectors`.",
     )
     groups: int | None = Field(
         None,
@@ -59,7 +61,7 @@ class Facts(PlannedScenario):
     def __init__(self, options: FactsOptions) -> None:
         super().__init__(options)
         self.incremental = options.incremental
-        self.source = FactTable(options, "scenario", options.storage())
+        self.source = FactTable(options, "scenario", self.storage)
         self.pool = _FactPool(self.source, options)
 
     @property

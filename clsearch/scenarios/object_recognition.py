@@ -58,10 +58,10 @@ class ObjectRecognition(PlannedScenario):
     def __init__(self, options: ObjectRecognitionOptions) -> None:
         super().__init__(options)
         once(options.tasks, "scenario.tasks", "every set once")
-        self.pools, storage = list[Pool](), options.storage()
+        self.pools: list[Pool] = []
         for name in options.tasks:
             form = {} if name == _SMALL else {"size": options.size, "corrupt": options.corrupt}
-            source = build_source(SourceConfig(name=name, **form), "scenario", storage)
+            source = build_source(SourceConfig(name=name, **form), "scenario", self.storage)
             moments = IMAGENET if options.normalise == "imagenet" else None
             self.pools.append(ConformedPool(source, options, options.size, "rgb", moments))
 

@@ -67,9 +67,8 @@ class Sequence(PlannedScenario):
         self.names = [e.name or f"{e.source.name}-{i + 1}" for i, e in enumerate(options.tasks)]
         once(self.names, "scenario.tasks", "tasks of different names")
         self.pools: dict[str, Pool] = {}
-        storage = options.storage()
         for i, entry in enumerate(options.tasks):
-            source = build_source(entry.source, f"scenario.tasks[{i}].source", storage)
+            source = build_source(entry.source, f"scenario.tasks[{i}].source", self.storage)
             pool = ConformedPool(source, options, options.size, options.colour)
             self.pools.setdefault(_key(entry), pool)
 

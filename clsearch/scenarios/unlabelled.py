@@ -13,24 +13,24 @@ from clsearch.data._stored import Images, chunks
 from clsearch.data.base import Source, data_root
 from clsearch.errors import InputError
 from clsearch.plugins import discover
-from clsearch.scenarios.base import ScenarioOptions, Task
+from clsearch.scenarios.base import Scenario, Task
 
 TRAIN, TEST_INPUTS = "train", "test-inputs"
 """The sources that are a task's own: its training images, and its test images without labels."""
 
 
-def load_unlabelled(name: str, task: Task, options: ScenarioOptions, field: str) -> Images:
+def load_unlabelled(name: str, task: Task, scenario: Scenario, field: str) -> Images:
     """Images uint8 `[N, C, H, W]` of a source's training part, or of a `.npy` file.
 
-    `options` say where data lies. Raises `InputError` under `field` for a name that is neither, a
-    file that cannot be read, and images that are not like the task's: of another shape, or with
-    other pixel values.
+    The scenario says where data lies and is kept. Raises `InputError` under `field` for a name that
+    is neither, a file that cannot be read, and images that are not like the task's: of another
+    shape, or with other pixel values.
     """
     every = discover("clsearch.data", Source)
     known = {known: kind for known, kind in every.items() if not kind.needs_options()}
     allowed = f"a source ({', '.join(known)}) or a .npy file of uint8 images [N, C, H, W]"
     if name in known:
-        source = known[name](storage=options.storage())
+        source, options = known[name](storage=scenario.storage), scenario.options
         raw = source.load(data_root(options.root), options.download)
         images: Images = raw.train.inputs
         if tuple(images.shape[1:]) == task.shape and raw.scale != task.transform.scale:

@@ -106,6 +106,12 @@ def commit_key(
     return digest(content | ({"unlabelled": dict(unlabelled)} if unlabelled else {}))
 
 
+def measurement_key(commit: str, tests: Mapping[int, str]) -> str:
+    """The content key of what a commit was measured to be on test samples: `tests` are their
+    digests by task."""
+    return digest({"schema": SCHEMA, "commit": commit, "tests": {str(n): tests[n] for n in tests}})
+
+
 def pruning_key(trial: str, start: float, floor: float) -> str:
     """The content key of a trial's pruning by layer, from θ = `start` down to an accuracy."""
     return digest({"schema": SCHEMA, "trial": trial, "start": start, "floor": floor})
