@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from pydantic import Field
 from torch import Tensor
 
@@ -173,9 +173,8 @@ def _damaged(damaged: list[str], good: int, options: ImageOptions, field: str) -
     named = ", ".join(damaged[:_NAMED]) + more
     found = f"{len(damaged)} of {len(damaged) + good} images cannot be decoded"
     if options.corrupt == "refuse" or not good:
-        allowed = f"`{options.corrupt}` only where images can be decoded"
-        step = "" if not good else " Mend them, or set `corrupt: skip` to leave them out."
-        raise InputError(f"{field}.corrupt", options.corrupt, allowed, f"{found}: {named}.{step}")
+        allowed = "images that can be decoded" + ", or `corrupt: skip` to leave out others" * bool(good)
+        raise InputError(f"{field}.corrupt", options.corrupt, allowed, f"{found}: {named}.")
     return (f"{found} and were left out: {named}.",)
 
 
@@ -183,6 +182,8 @@ def _decoded(image: Encoded, options: ImageOptions) -> Tensor | str:
     """One image as uint8 `[C, H, W]`, or its name and why it cannot be decoded."""
     try:
         return _pixels(image.content, options, image.box)
+    except UnidentifiedImageError:
+        return f"{image.name} (not an image)"
     except _UNREADABLE as error:
         return f"{image.name} ({' '.join(str(error).split()) or type(error).__name__})"
 

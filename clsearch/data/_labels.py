@@ -60,10 +60,15 @@ def number(
     """Class numbers of both parts and the names of the classes.
 
     With `names`, whole numbers are places in them and texts are names; without, the classes are
-    the labels of the training part, in order. Raises `InputError` at `field` for other labels.
+    the labels of the training part, in order. Raises `InputError` at `field` for other labels, and
+    for numbers below 0.
     """
     if names is None:
         known = {label: i for i, label in enumerate(sorted(set(train), key=_order))}
+        below = [label for label in train if isinstance(label, int) and label < 0]
+        if below:
+            step = f"Below are {len(below)} of {len(train)}."
+            raise InputError(field, below[0], "labels of 0 or more, or texts", step)
         names = tuple(str(label) for label in known)
         allowed = "in the test part, the labels of the training part"
     else:

@@ -82,7 +82,9 @@ class Arrays(Source):
                 images, labels = content["images"], content["labels"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             said = " ".join(str(error).split())
-            raise InputError(field, str(path), allowed, f"The reader said: {said}") from error
+            if "pickle" in said:  # numpy's advice is to load what anyone may have written
+                said = "it holds no arrays of numbers"
+            raise InputError(field, str(path), allowed, f"The reader said: {said}.") from error
         except (TypeError, AttributeError, IndexError) as error:  # a bare .npy file
             raise InputError(field, str(path), allowed, "It holds one array.") from error
         found = f"It has images {images.dtype} {list(images.shape)}, labels {labels.dtype}"

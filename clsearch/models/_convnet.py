@@ -152,7 +152,8 @@ class ConvNet(Staged):
             space = [layer.side if s >= layer.side or not layer.overlap else 0 for s in space]
         if min(space) < 1:
             found = "x".join(map(str, self.shape[1:]))
-            raise InputError("model.name", self.name, f"a backbone for images of {found}")
+            step = "Its layers leave nothing of them: give the images a larger `size`."
+            raise InputError("model.name", self.name, f"a backbone for images of {found}", step)
         return channels, space[0], space[1]
 
     def stage(self, layer: int, x: Tensor, tap: Tap) -> Tensor:
