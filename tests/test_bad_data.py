@@ -119,6 +119,10 @@ BAD: dict[str, tuple[Callable[[Path], object], dict[str, Any], tuple[str, ...]]]
         labels(0, 1, 7), split(PARQUET), ("source.label: 7", "from 0 to 1", "4 of 12 images"),
     ),
     "negative labels": (labels(0, 1, -1), split(PARQUET), ("source.label: -1", "from 0 to 1")),
+    "negative labels of classes without names": (
+        labels(0, 1, -1), split({k: v for k, v in PARQUET.items() if k != "names"}),
+        ("source.label: -1", "labels of 0 or more", "4 of 12"),
+    ),
     "labels that are no whole numbers": (labels(0.0, 0.5), split(PARQUET), ("label", "double")),
     "labels that are missing": (labels(0, None), split(PARQUET), ("label", "4 missing")),
     "labels of arrays beyond the classes": (labels(0, 7), split(ARRAYS), ("7", "from 0 to 1")),

@@ -173,7 +173,9 @@ def _damaged(damaged: list[str], good: int, options: ImageOptions, field: str) -
     named = ", ".join(damaged[:_NAMED]) + more
     found = f"{len(damaged)} of {len(damaged) + good} images cannot be decoded"
     if options.corrupt == "refuse" or not good:
-        allowed = "images that can be decoded" + ", or `corrupt: skip` to leave out others" * bool(good)
+        allowed = "images that can be decoded" + ", or `corrupt: skip` to leave out others" * bool(
+            good
+        )
         raise InputError(f"{field}.corrupt", options.corrupt, allowed, f"{found}: {named}.")
     return (f"{found} and were left out: {named}.",)
 
