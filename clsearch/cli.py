@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from clsearch.errors import ClsearchError
+from clsearch.errors import ClsearchError, InputError
 
 app = typer.Typer(
     name="clsearch",
@@ -54,13 +54,23 @@ def run(
     Run again, it trains only what is missing: after an interruption, with a larger grid, with
     another margin.
     """
-    from clsearch.config import load_config
-    from clsearch.run import Options, plan_search, run_search
+    from clsearch import api
+    from clsearch.driver import Options, plan_search
 
-    loaded = load_config(config)
-    target = out or Path("runs") / loaded.name
-    options = Options(address, tracking_uri, workers, data)
-    (plan_search if dry_run else run_search)(loaded, target, options, Console())
+    loaded, console = api.load_config(config), Console()
+    if dry_run:
+        target = out or Path("runs") / loaded.name
+        plan_search(loaded, target, Options(address, tracking_uri, workers, data), console)
+        return
+    api.run(
+        loaded,
+        out,
+        address=address,
+        tracking_uri=tracking_uri,
+        workers=workers,
+        data=data,
+        console=console,
+    )
 
 
 @app.command()
@@ -72,16 +82,23 @@ def resume(
     data: Data = None,
 ) -> None:
     """Finish an interrupted run: nothing that had finished is trained again."""
-    from clsearch.folder import run_config
-    from clsearch.run import Options, run_search
+    from clsearch import api
 
-    run_search(run_config(out), out, Options(address, tracking_uri, workers, data), Console())
+    api.run(
+        api.Results(out).config,
+        out,
+        address=address,
+        tracking_uri=tracking_uri,
+        workers=workers,
+        data=data,
+        console=Console(),
+    )
 
 
 @app.command()
 def status(out: Folder) -> None:
     """Show how far a run is."""
-    from clsearch.run import print_status
+    from clsearch.status import print_status
 
     print_status(out, Console())
 
@@ -94,9 +111,18 @@ def select(
     force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
 ) -> None:
     """Select again from a run's finished trials, with another margin. Trains nothing."""
-    from clsearch.run import reselect
+    import json
 
-    reselect(out, margin, to, force, Console())
+    from clsearch import api
+    from clsearch.files import atomic_write, check_writable
+    from clsearch.reselect import print_selections
+
+    if to is not None:
+        check_writable(to, force)
+    chosen = api.select(out, margin)
+    print_selections(out, margin, chosen, Console())
+    if to is not None:
+        atomic_write(to, json.dumps([s.to_json() for s in chosen], indent=1) + "\n")
 
 
 @app.command()
@@ -112,15 +138,16 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
 ) -> None:
     """Write the selected model of a task, with its head, to a file."""
-    from clsearch.run import export_selected, print_compaction
+    from clsearch import api
+    from clsearch.exports.compacted import print_compaction
 
     console = Console()
-    path, metadata = export_selected(out, method, task, seed, to, force, compact)
+    metadata = api.export(out, method, task, to, seed=seed, compact=compact, force=force)
     accuracy = metadata["metrics"]["test_accuracy"]
-    console.print(f"{path}: {method}, task {task}, test accuracy {100 * accuracy:.2f} %")
+    console.print(f"{to}: {method}, task {task}, test accuracy {100 * accuracy:.2f} %")
     if compact:
         print_compaction(metadata["compaction"], console)
-    console.print(f"{path}.json: what it is, how it was chosen, its digests")
+    console.print(f"{to}.json: what it is, how it was chosen, its digests")
 
 
 @app.command()
@@ -170,13 +197,23 @@ def stop_on_signals() -> None:
     sys.unraisablehook = _stop_again
 
 
+def _as_option(error: ClsearchError) -> ClsearchError:
+    """The same error, its field as it is typed where it is an option of a command."""
+    if not isinstance(error, InputError):
+        return error
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    options = {name for command in commands for p in command.params for name in p.opts}
+    typed = "--" + error.field.replace("_", "-")
+    return InputError(typed, error.value, error.allowed, error.step) if typed in options else error
+
+
 def main() -> None:
     """Entry point: runs a command and turns errors into messages and exit codes."""
     stop_on_signals()
     try:
         app()
     except ClsearchError as error:
-        print(f"clsearch: {error}", file=sys.stderr)
+        print(f"clsearch: {_as_option(error)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -246,8 +246,12 @@ class Config(Strict):
 MAX_BYTES, MAX_NODES = 1_000_000, 100_000
 
 
-def load_config(path: Path) -> Config:
-    """Reads and checks a YAML file; raises `InputError` for the first thing that is wrong."""
+def load_config(source: Path | str | Mapping[str, Any]) -> Config:
+    """Reads and checks a YAML file, or a mapping of the same keys; raises `InputError` for the
+    first thing that is wrong."""
+    if isinstance(source, Mapping):
+        return parse_config(source)
+    path = Path(source)
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -293,9 +297,9 @@ def _check_nodes(root: yaml.Node | None, path: str) -> None:
         raise InputError("config", path, f"YAML of at most {MAX_NODES} values, aliases unfolded")
 
 
-def parse_config(data: dict[str, Any]) -> Config:
+def parse_config(data: Mapping[str, Any]) -> Config:
     """A mapping to a checked `Config`; raises `InputError`."""
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(dict(data))
     except ValidationError as error:
         raise from_pydantic(error, Config) from error

@@ -106,3 +106,20 @@ def owned(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_writable(to: Path, force: bool) -> None:
+    """Raises `InputError` for a file that cannot be written because of where it is, or because it
+    exists, unless `force`."""
+    folder = to.absolute().parent
+    if to.is_dir() or not folder.is_dir():
+        step = "It is a folder." if to.is_dir() else f"There is no folder {folder}."
+        raise InputError("to", str(to), "a file in a folder that exists", step)
+    check_new(to, force)
+
+
+def check_new(to: Path, force: bool) -> None:
+    """Raises `InputError` for a file or folder that exists, unless `force`."""
+    if to.exists() and not force:
+        step = "Use --force to replace it."
+        raise InputError("to", str(to), "a file that does not exist yet", step)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError
-from clsearch.files import atomic_write, owned
+from clsearch.files import atomic_write, owned, program_path
 from clsearch.identity import identity
 from clsearch.records import TaskResult, TrialRecord
 from clsearch.store import Store, read_record
@@ -54,23 +57,23 @@ def claim(out: Path, config: Config) -> None:
         empty = not any(out.iterdir())
     except OSError as error:
         step = f"{error.strerror}. Choose another --out."
-        raise InputError("--out", str(out), "a folder that can be written", step) from error
+        raise InputError("out", str(out), "a folder that can be written", step) from error
     if not writable:
         step = "There is no permission to write it. Choose another --out."
-        raise InputError("--out", str(out), "a folder that can be written", step)
+        raise InputError("out", str(out), "a folder that can be written", step)
     if saved.exists():
         theirs, ours = identity(load_config(saved)), identity(config)
         if theirs != ours:
             parts = [name for name in ours if theirs[name] != ours[name]]
             raise InputError(
-                "--out",
+                "out",
                 str(out),
                 "a new folder, or one of the same experiment",
                 f"It belongs to another config ({', '.join(parts)} differ). Choose another --out.",
             )
     elif not empty:
         allowed = "an empty or new folder, or that of a run"
-        raise InputError("--out", str(out), allowed, "Choose another --out.")
+        raise InputError("out", str(out), allowed, "Choose another --out.")
 
 
 def write_config(out: Path, config: Config) -> None:
@@ -111,18 +114,30 @@ def results_of(out: Path) -> list[TaskResult]:
         ) from error
 
 
-def records_of(out: Path) -> list[TrialRecord]:
-    """The finished trials that `trials.parquet` of a run names, from its journal."""
-    table = out / "trials.parquet"
-    if not table.is_file():
-        return []
-    store = open_store(out)
+def read_parquet(out: Path, name: str) -> pa.Table:
+    """The table `NAME.parquet` of a run. Raises `InputError` where there is none so far."""
+    path = out / f"{name}.parquet"
     try:
-        keys = pq.read_table(table, columns=["trial_key"])["trial_key"].to_pylist()
+        return pq.read_table(path)
+    except FileNotFoundError as error:
+        raise InputError(
+            "DIR",
+            str(out),
+            f"a run with {path.name}, written when a task is finished",
+            f"`{command('resume', out)}` goes on with the run.",
+        ) from error
     except (OSError, ValueError) as error:
         raise DamagedError(
-            f"{table} cannot be read ({error}). `clsearch resume {out}` writes it again."
+            f"{path} cannot be read ({error}). `clsearch resume {out}` writes it again."
         ) from error
+
+
+def records_of(out: Path) -> list[TrialRecord]:
+    """The finished trials that `trials.parquet` of a run names, from its journal."""
+    if not (out / "trials.parquet").is_file():
+        return []
+    store = open_store(out)
+    keys = read_parquet(out, "trials").column("trial_key").to_pylist()
     again = f"`clsearch resume {out}` makes it again."
     records = []
     for key in keys:
@@ -134,3 +149,9 @@ def records_of(out: Path) -> list[TrialRecord]:
             raise DamagedError(f"trial {key} is missing from the journal of {out}. {again}")
         records.append(record)
     return records
+
+
+def command(verb: str, out: Path, *rest: str) -> str:
+    """A command of clsearch as it can be typed here: by its path, where it is not on the PATH."""
+    program = "clsearch" if shutil.which("clsearch") else program_path("clsearch")
+    return shlex.join([program, verb, str(out), *rest])

@@ -1,13 +1,18 @@
-"""The selected chain of a run at a task, opened from its output folder."""
+"""The selected models of a run, opened from its output folder and written to files."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clsearch.config import Config
 from clsearch.errors import DamagedError, InputError, unknown
-from clsearch.folder import open_store, results_of, run_config
+from clsearch.exports.compacted import compaction
+from clsearch.exports.files import check_target, provenance, save_export
+from clsearch.exports.standalone import model_of
+from clsearch.files import check_writable
+from clsearch.folder import command, open_store, results_of, run_config
 from clsearch.methods.base import ChainState
 from clsearch.records import TaskResult
 from clsearch.scenarios.base import Task
@@ -53,10 +58,45 @@ def open_selected(out: Path, method: str, task: int, seed: int | None = None) ->
         raise InputError("task", task, f"a task with a selected model of {method}: {there}")
     result = own[task]
     commit = str(result.commit)
-    stored = read_commit(open_store(out), commit)
+    again = f"Make it again: {command('resume', out)}"
+    try:
+        stored = read_commit(open_store(out), commit)
+    except DamagedError as error:
+        raise DamagedError(f"{error}. {again}") from error
     if stored is None:
-        raise DamagedError(f"the checkpoint {commit} is missing")
+        raise DamagedError(f"the checkpoint {commit} is missing. {again}")
     tasks = build_scenario(config).tasks[:task]
     state = stored[0]
     system = build_system(config, labels.index(method), tasks[-1].shape).of(state.state)
     return SelectedChain(config, system, tasks, state, result)
+
+
+def export(
+    out: Path | str,
+    method: str,
+    task: int,
+    to: Path | str,
+    *,
+    seed: int | None = None,
+    compact: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Writes the model that a run selected for a method at a task to a file; returns what the file
+    says of itself.
+
+    `compact`: only the neurons that the task needs, and what that saves. Raises `InputError` for
+    what the run has not and for files that exist, unless `force`.
+    """
+    out, to = Path(out), Path(to)
+    run_config(out)
+    check_writable(to, force)
+    check_target(to, force)
+    chain = open_selected(out, method, task, seed)
+    model = model_of(chain.system, chain.state, chain.tasks[-1])
+    metadata = provenance(chain.config, chain.result)
+    if compact:
+        full = model
+        model = model_of(chain.system, chain.state, chain.tasks[-1], compacted=True)
+        metadata["compaction"] = compaction(full, model)
+    save_export(to, model, metadata, force)
+    return metadata

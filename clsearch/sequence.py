@@ -17,7 +17,7 @@ from typing import Any
 from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config
 from clsearch.errors import DepletedError, StoreError
-from clsearch.export import provenance, write_model_files
+from clsearch.exports.files import provenance, write_model_files
 from clsearch.files import atomic_write
 from clsearch.held_out import HeldOut
 from clsearch.identity import without_places
@@ -35,7 +35,7 @@ from clsearch.trial import context_of
 
 
 @dataclass
-class Results:
+class Found:
     """What a search found: every finished trial, every selection. `trained` counts new trials."""
 
     config: Config
@@ -111,10 +111,10 @@ class Search:
         what = config | {"scenario": without_places(config["scenario"])}
         return SearchInfo(self.config.name, digest([what, tasks]), config, tasks)
 
-    def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Results:
+    def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Found:
         """Searches every task in order and leaves the files of a run in the output folder."""
         self.found, self.searcher, self.tracker, self.progress = (
-            Results(self.config),
+            Found(self.config),
             searcher,
             tracker,
             progress,

@@ -8,24 +8,19 @@ come from the entry, never from the clock, so that metrics logged twice are the 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import math
 import os
-import platform
 import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import yaml
 
 from clsearch.audit import (
     Points,
@@ -40,6 +35,7 @@ from clsearch.audit import (
     words,
 )
 from clsearch.errors import DamagedError, InputError
+from clsearch.exports.mlmodel import write_mlmodel
 from clsearch.files import program_path
 from clsearch.outbox import FINISH, Courier, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
@@ -401,7 +397,7 @@ class Delivery:
         found = [v.version for v in versions if v.tags.get("clsearch.key") == key]
         if not found:
             model = self._log_model(search, run, body, key)
-            _write_model(folder, run.id, model.model_id, at)
+            write_mlmodel(folder, run.id, model.model_id, at)
             model = self._upload(run, model.model_id, folder)
             tags = {**chain_tags(chosen), "clsearch.key": key, "clsearch.search": search.digest}
             tags["clsearch.trial_key"] = chosen["trial_key"]
@@ -447,42 +443,6 @@ def _connect(uri: str) -> Any:
     # A busy database is tried again: its traceback does not belong on the terminal.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _write_model(folder: Path, run_id: str, model_id: str, at: int) -> None:
-    """Writes what makes `folder`, with its `data/model.pt2` and `example.npy`, an MLflow model.
-
-    The format is documented and small. `mlflow.models` would write it too, but importing that takes
-    a second and warns on the terminal.
-    """
-    import numpy as np
-    import torch
-
-    example = np.load(folder / "example.npy", allow_pickle=False)
-    tensor = {"dtype": example.dtype.name, "shape": [-1, *example.shape[1:]]}
-    generic = {
-        "loader_module": "mlflow.pytorch",
-        "data": "data",
-        "config": {"device": None},
-        "env": {"virtualenv": "python_env.yaml"},
-        "python_version": platform.python_version(),
-    }
-    torch_flavor = {"model_data": "data", "code": None, "pytorch_version": str(torch.__version__)}
-    model = {
-        "flavors": {"python_function": generic, "pytorch": torch_flavor},
-        "mlflow_version": importlib.metadata.version("mlflow"),
-        "model_id": model_id,
-        "model_uuid": model_id.removeprefix("m-"),
-        "run_id": run_id,
-        "signature": {"inputs": json.dumps([{"type": "tensor", "tensor-spec": tensor}])},
-        "utc_time_created": str(datetime.fromtimestamp(at / 1000, UTC).replace(tzinfo=None)),
-    }
-    (folder / "MLmodel").write_text(yaml.safe_dump(model))
-    names = ("mlflow", "torch", "numpy")
-    lines = [f"{name}=={importlib.metadata.version(name).partition('+')[0]}\n" for name in names]
-    (folder / "requirements.txt").write_text("".join(lines))
-    python = {"python": platform.python_version(), "dependencies": ["-r requirements.txt"]}
-    (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
 
 
 def refused(error: Exception) -> bool:

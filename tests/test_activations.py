@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from clsearch.config import parse_config
 from clsearch.errors import DepletedError, InputError
-from clsearch.export import load_export, save_export, standalone
+from clsearch.exports.files import load_export, save_export
+from clsearch.exports.standalone import standalone
 from clsearch.identity import identity
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.activations import lwta, maxout

@@ -23,7 +23,7 @@ import yaml
 from command import Ended, clsearch, environment, journal, refused, write_config
 
 from clsearch.cli import app
-from clsearch.export import load_export
+from clsearch.exports.files import load_export
 
 COMMANDS = ("run", "resume", "status", "select", "export", "doctor", "methods")
 
@@ -544,7 +544,7 @@ def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> N
 def test_a_run_that_ends_without_a_word_has_the_way_on_printed(tmp_path: Path) -> None:
     code = """
 import os, sys
-from clsearch.run import watched
+from clsearch.driver import watched
 with watched("clsearch resume somewhere"):
     if sys.argv[1] == "killed":
         os.kill(os.getpid(), 9)

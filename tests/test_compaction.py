@@ -18,7 +18,9 @@ from test_models import VARIANTS, images, made
 from torch import Tensor, nn
 
 from clsearch.errors import ClsearchError, DamagedError
-from clsearch.export import compaction, load_export, model_of, save_export
+from clsearch.exports.compacted import compaction
+from clsearch.exports.files import load_export, save_export
+from clsearch.exports.standalone import model_of
 from clsearch.methods.base import ChainState
 from clsearch.models.base import (
     Backbone,

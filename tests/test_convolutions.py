@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 
 from clsearch.data.base import Samples
 from clsearch.errors import InputError
-from clsearch.export import load_export, save_export, standalone
+from clsearch.exports.files import load_export, save_export
+from clsearch.exports.standalone import standalone
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models._convnet import BatchNorm
 from clsearch.models.base import Params, Tap, forward, initial_head, initial_parameters

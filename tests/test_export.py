@@ -17,14 +17,8 @@ from torch import Tensor
 
 from clsearch.config import MethodConfig
 from clsearch.errors import DamagedError, InputError
-from clsearch.export import (
-    StandaloneModel,
-    export_program,
-    load_export,
-    save_export,
-    standalone,
-    write_model_files,
-)
+from clsearch.exports.files import export_program, load_export, save_export, write_model_files
+from clsearch.exports.standalone import StandaloneModel, standalone
 from clsearch.methods.base import ChainState, MethodOptions, State
 from clsearch.methods.finetune import Finetune
 from clsearch.models.base import Gates, Params, forward, initial_head, initial_parameters

@@ -25,7 +25,7 @@ from clsearch.data._facts import Fact
 from clsearch.data._words import embed, word_vectors
 from clsearch.data.base import Samples
 from clsearch.errors import InputError
-from clsearch.export import model_of
+from clsearch.exports.standalone import model_of
 from clsearch.methods.base import ChainState, ImportanceObjective
 from clsearch.methods.ewc import fisher
 from clsearch.methods.mas import squared_norm
@@ -35,7 +35,7 @@ from clsearch.rng import generator
 from clsearch.scenarios.facts import Facts, FactsOptions
 from clsearch.scenarios.retrieval import Retrieval, average_precision
 from clsearch.search.ray_backend import _pack_data, _unpack_data
-from clsearch.sequence import Results, Search
+from clsearch.sequence import Found, Search
 from clsearch.store import Store, read_commit
 from clsearch.system import TaskModel, build_system
 from clsearch.training.batch import PackData, Readout, answer
@@ -385,7 +385,7 @@ def whole(root: Path, method: str | Mapping[str, Any], **sections: Any) -> Any:
     )
 
 
-def run(config: Any, out: Path) -> tuple[Search, Results, Store]:
+def run(config: Any, out: Path) -> tuple[Search, Found, Store]:
     store = Store(str(out / "checkpoints"))
     search = Search(config, out, store)
     return search, search.run(SerialSearcher(), SilentTracker(), SilentProgress()), store

@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 from clsearch.commit import consolidate
 from clsearch.data.base import Samples
 from clsearch.errors import DepletedError, InputError
-from clsearch.export import load_export, model_of, save_export
+from clsearch.exports.files import load_export, save_export
+from clsearch.exports.standalone import model_of
 from clsearch.methods.base import ChainState
 from clsearch.models.alexnet import AlexNet, AlexNetOptions
 from clsearch.models.base import forward, head_names, initial_parameters

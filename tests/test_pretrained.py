@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clsearch.errors import InputError
-from clsearch.export import load_export, save_export, standalone
+from clsearch.exports.files import load_export, save_export
+from clsearch.exports.standalone import standalone
 from clsearch.models._pretrained import Pretrained
 from clsearch.models.alexnet import AlexNet, AlexNetOptions
 from clsearch.models.base import forward, initial_head, initial_parameters

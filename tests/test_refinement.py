@@ -30,7 +30,7 @@ from clsearch.methods.clnp import CLNP
 from clsearch.protocols import FineTuneJob, Job, LayerScanJob
 from clsearch.records import LayerPruning, Selection
 from clsearch.selection import SLACK, select
-from clsearch.sequence import Results, Search
+from clsearch.sequence import Found, Search
 from clsearch.store import read_commit
 from clsearch.system import resolve
 from clsearch.training.batch import DeviceData, Readout, answer
@@ -57,7 +57,7 @@ def tuned(
     )
 
 
-def selections(found: Results) -> list[Selection]:
+def selections(found: Found) -> list[Selection]:
     return [r.selection for r in found.results]
 
 

@@ -345,7 +345,7 @@ def test_report_before_the_first_task(tmp_path: Path) -> None:
 
 def test_imports_are_lazy() -> None:
     code = (
-        "import sys, clsearch.report, clsearch.report.tables, clsearch.export, clsearch.metrics;"
+        "import sys, clsearch.report, clsearch.report.tables, clsearch.exports, clsearch.metrics;"
         "heavy = {'matplotlib', 'pyarrow', 'rich', 'pandas'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -29,10 +29,10 @@ from clsearch.metrics import average_forgetting
 from clsearch.plugins import discover
 from clsearch.progress import ConsoleProgress
 from clsearch.records import Chain
-from clsearch.run import print_status
 from clsearch.scenarios._common import SourceScenario
 from clsearch.selected import open_selected
-from clsearch.sequence import Results, Search
+from clsearch.sequence import Found, Search
+from clsearch.status import print_status
 from clsearch.store import MANIFEST, Store, read_commit
 from clsearch.system import resolve
 from clsearch.training.batch import DeviceData, Readout, answer
@@ -76,7 +76,7 @@ def run(
     searcher: SerialSearcher | None = None,
     progress: SilentProgress | None = None,
     tracker: SilentTracker | None = None,
-) -> Results:
+) -> Found:
     out.mkdir(exist_ok=True)
     search = Search(resolve(parse_config(data)), out, open_store(out))
     return search.run(
@@ -88,7 +88,7 @@ def written(out: Path) -> list[bytes]:
     return [(out / name).read_bytes() for name in WRITTEN]
 
 
-def outcomes(found: Results) -> dict[str, list[str]]:
+def outcomes(found: Found) -> dict[str, list[str]]:
     by_chain: dict[str, list[str]] = {}
     for result in found.results:
         by_chain.setdefault(str(result.selection.chain), []).append(result.selection.outcome)
@@ -236,7 +236,7 @@ def test_a_changed_margin_trains_at_most_what_has_a_new_parent(tmp_path: Path) -
     known = {r.trial_key for r in before.records}
     assert not known & set(searcher.keys)
 
-    def parents(found: Results) -> dict[Chain, str | None]:
+    def parents(found: Found) -> dict[Chain, str | None]:
         return {r.selection.chain: r.commit for r in found.results if r.selection.task == 1}
 
     changed = {c for c, commit in parents(after).items() if parents(before)[c] != commit}

@@ -256,7 +256,7 @@ def _join(address: str) -> None:
         step = f"The reason: {said}"
         if os.environ.get("RAY_AUTH_MODE") != "token":
             step += ". If the cluster wants a token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=…"
-        raise InputError("--address", address, allowed, step) from error
+        raise InputError("address", address, allowed, step) from error
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]

@@ -1,0 +1,213 @@
+"""A search with its edges put together: Ray, MLflow, the screen and the output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from clsearch.config import Config
+from clsearch.errors import ClsearchError, InputError, InterruptedRunError
+from clsearch.files import cores
+from clsearch.folder import (
+    claimed,
+    command,
+    open_store,
+    write_config,
+)
+from clsearch.records import Selection, TaskResult
+
+if TYPE_CHECKING:
+    from clsearch.sequence import Found, Search
+
+CLOSE, CLOSE_SOON = 30.0, 2.0
+"""Seconds MLflow has to take what waits, at the end of a run and when it is interrupted."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the config."""
+
+    address: str | None = None
+    tracking_uri: str | None = None
+    workers: int | None = None
+    data: Path | None = None
+
+    def apply(self, config: Config) -> Config:
+        update: dict[str, Any] = {}
+        if self.data is not None:
+            scenario = config.scenario
+            update["scenario"] = scenario.model_copy(update={"root": str(self.data)})
+        if self.tracking_uri is not None:
+            update["tracking"] = config.tracking.model_copy(update={"uri": self.tracking_uri})
+        if self.workers is not None:
+            update["resources"] = config.resources.model_copy(update={"workers": self.workers})
+        return config.model_copy(update=update)
+
+
+def run_search(config: Config, out: Path, options: Options, console: Console) -> None:
+    """Runs or resumes a search in `out` and prints what it found.
+
+    Raises `InputError` before anything is written; `ClsearchError` when the run fails and
+    `InterruptedRunError` when it is stopped, both with the command that goes on with it.
+    """
+    from clsearch.sequence import Search
+    from clsearch.system import resolve
+
+    config = resolve(options.apply(config))
+    search = Search(config, out, open_store(out))
+    resume = command("resume", out, *(["--address", options.address] if options.address else []))
+    with claimed(out, config):
+        try:
+            failed = _search(search, options, console)
+        except KeyboardInterrupt as stop:
+            begun = (out / "config.yaml").exists()
+            step = f"Go on with: {resume}" if begun else "Nothing was written."
+            raise InterruptedRunError(f"interrupted. {step}") from stop
+        except InputError:
+            raise
+        except ClsearchError as error:
+            raise type(error)(f"{error}\nGo on with: {resume}") from error
+    if failed:
+        first = failed[0]
+        raise ClsearchError(
+            f"{len(failed)} of {len(config.methods) * len(config.seeds)} chains failed; "
+            f"the first: {first.chain} at task {first.task}: {first.reason}"
+        )
+
+
+def plan_search(config: Config, out: Path, options: Options, console: Console) -> None:
+    """Prints what a search would do and take; checks all that can be, and writes nothing.
+
+    Raises `InputError`.
+    """
+    from clsearch.dry_run import print_forecast
+    from clsearch.sequence import Search
+    from clsearch.system import resolve
+
+    config = resolve(options.apply(config))
+    search = Search(config, out, open_store(out))
+    print_forecast(search, config.resources.workers or cores(), console)
+
+
+def _search(search: Search, options: Options, console: Console) -> list[Selection]:
+    """The search between the edges: Ray, MLflow and the screen. Returns the ends of chains that
+    failed. Nothing is written before both edges have accepted what the user asked for.
+    """
+    import torch
+
+    from clsearch.progress import ConsoleProgress
+    from clsearch.report import write_report
+    from clsearch.report.tables import print_tables
+    from clsearch.search.ray_backend import RaySearcher
+    from clsearch.tracking import MLflowTracker, ui_command
+
+    # What a commit measures must not depend on how many cores the driver's machine has.
+    torch.set_num_threads(1)
+    config, out = search.config, search.out
+    tracker = MLflowTracker(out, config.tracking.uri)
+    try:
+        searcher = RaySearcher(config.resources, options.address)
+        try:
+            write_config(out, config)
+            search.store.sweep()
+            tracker.start(search.info())
+            with watched(command("resume", out)), ConsoleProgress(console) as progress:
+                found = search.run(searcher, tracker, progress)
+        finally:
+            searcher.close()
+        figures = write_report(out, found.records, found.results, config.name)
+    except (KeyboardInterrupt, ClsearchError) as error:
+        # The audit trail says how it ended, if it still can: the reason to raise is the first one.
+        # RuntimeError: it ended before it began.
+        with contextlib.suppress(ClsearchError, RuntimeError):
+            tracker.finish([], {}, "FAILED" if isinstance(error, ClsearchError) else "KILLED")
+        tracker.close(CLOSE_SOON)
+        raise
+    failed = [r.selection for r in found.results if r.selection.outcome == "failed"]
+    tracker.finish(figures, _summary(found.results), "FAILED" if failed else "FINISHED")
+    waiting = tracker.close(CLOSE)
+    print_tables(console, found.records, found.results)
+    if waiting or tracker.rejected:
+        console.print(
+            f"MLflow has not taken {waiting + len(tracker.rejected)} entries ({tracker.problem}). "
+            f"They wait in {out / 'outbox'}; this delivers them: {command('resume', out)}",
+            soft_wrap=True,
+        )
+    _print_end(found, out, ui_command(out, config.tracking.uri), console)
+    return failed
+
+
+WATCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if not sys.stdin.read():
+    print(sys.argv[1], file=sys.stderr)
+"""
+"""Waits until its input ends, and speaks if nothing was said there."""
+
+
+@contextlib.contextmanager
+def watched(resume: str) -> Iterator[None]:
+    """Has the way to go on printed if this process ends without a word: it was killed, or Ray ended
+    it, which it does when its own processes die."""
+    text = f"clsearch: the run was killed, or Ray's own processes died. Go on with: {resume}"
+    watcher = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", WATCH, text],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for this process
+    )
+    try:
+        yield
+    finally:
+        watcher.communicate(b"it ended by itself")
+
+
+def _summary(results: Sequence[TaskResult]) -> dict[str, float]:
+    """The metrics of a whole search, by method and seed: ACC, forgetting, BWT."""
+    from clsearch.metrics import (
+        accuracy_matrix,
+        average_accuracy,
+        average_forgetting,
+        backward_transfer,
+    )
+
+    found = {}
+    for chain in sorted({r.selection.chain for r in results}, key=str):
+        matrix = accuracy_matrix(r for r in results if r.selection.chain == chain)
+        for name, metric in (
+            ("average_accuracy", average_accuracy),
+            ("average_forgetting", average_forgetting),
+            ("backward_transfer", backward_transfer),
+        ):
+            value = metric(matrix)
+            if value is not None:
+                found[f"{name}.{chain.method}.seed-{chain.seed}"] = value
+    return found
+
+
+def _print_end(found: Found, out: Path, ui: str, console: Console) -> None:
+    """What was trained, and the commands to look further."""
+    if found.trained:
+        reused = f", {found.reused} taken from the journal" if found.reused else ""
+        console.print(f"{found.trained} trials trained{reused}.")
+    else:
+        console.print(
+            f"Nothing was trained: all {found.reused} trials were in the journal of {out}.",
+            soft_wrap=True,
+        )
+    done = [r for r in found.results if r.commit]
+    console.print(f"Figures and tables: {out / 'report'}", soft_wrap=True)
+    console.print(f"Audit in MLflow:    {ui}", soft_wrap=True)
+    if done:
+        s = done[-1].selection
+        take = command(
+            "export", out, "--method", s.method, "--task", str(s.task), "--to", "model.pt2"
+        )
+        console.print(f"Export a model:     {take}", soft_wrap=True)

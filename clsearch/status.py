@@ -1,0 +1,49 @@
+"""How far a run is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from clsearch.files import in_use
+from clsearch.folder import command, results_of, run_config
+from clsearch.system import build_scenario
+
+
+def print_status(out: Path, console: Console) -> None:
+    """Prints how far a run is, and whether a driver is at work on it."""
+    config = run_config(out)
+    results = results_of(out)
+    at_work = in_use(out)
+    tasks = len(build_scenario(config).tasks)
+    journal = out / "checkpoints" / "trials"
+    stored = sum(1 for p in journal.glob("*/manifest.json")) if journal.is_dir() else 0
+    console.print(
+        f"{config.name} in {out}: {stored} finished trials in the journal", soft_wrap=True
+    )
+    finished = True
+    for method in config.methods:
+        for seed in config.seeds:
+            of_chain = [
+                r
+                for r in results
+                if (r.selection.method, r.selection.seed) == (method.chain_name, seed)
+            ]
+            own = [r.selection for r in of_chain]
+            ended = next((s for s in own if s.outcome != "selected"), None)
+            line = f"  {method.chain_name}/seed-{seed}: {len(own)} of {tasks} tasks"
+            transferred = [str(r.selection.task) for r in of_chain if r.transfer]
+            if transferred:
+                line += f", last-layer transfer at {', '.join(transferred)}"
+            if ended:
+                line = f"  {ended.chain}: {ended.outcome} at task {ended.task}: {ended.reason}"
+            elif len(own) < tasks:
+                finished = False
+            console.print(line, soft_wrap=True)
+    if at_work:
+        console.print("A run is at work on it.")
+    elif finished:
+        console.print("Finished.")
+    else:
+        console.print(f"Not finished. Go on with: {command('resume', out)}", soft_wrap=True)
