@@ -65,7 +65,8 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     resume = command("resume", out, *(["--address", options.address] if options.address else []))
     with claimed(out, config):
         try:
-            failed = _search(search, options, console)
+            with one_thread():
+                failed = _search(search, options, console)
         except KeyboardInterrupt as stop:
             begun = (out / "config.yaml").exists()
             step = f"Go on with: {resume}" if begun else "Nothing was written."
@@ -100,16 +101,12 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
     """The search between the edges: Ray, MLflow and the screen. Returns the ends of chains that
     failed. Nothing is written before both edges have accepted what the user asked for.
     """
-    import torch
-
     from clsearch.progress import ConsoleProgress
     from clsearch.report import write_report
     from clsearch.report.tables import print_tables
     from clsearch.search.ray_backend import RaySearcher
     from clsearch.tracking import MLflowTracker, ui_command
 
-    # What a commit measures must not depend on how many cores the driver's machine has.
-    torch.set_num_threads(1)
     config, out = search.config, search.out
     tracker = MLflowTracker(out, config.tracking.uri)
     try:
@@ -142,6 +139,20 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
         )
     _print_end(found, out, ui_command(out, config.tracking.uri), console)
     return failed
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread: what a commit measures must not depend on how many cores the
+    driver's machine has."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 WATCH = """
