@@ -58,6 +58,15 @@ def driver(config: Path, tmp_path: Path) -> Iterator[Driver]:
     started.end()
 
 
+@pytest.fixture(scope="module")
+def killed() -> Iterator[list[Driver]]:
+    """Drivers that left Ray's agents behind: these look for their parent once a minute, and at the
+    end of all tests nothing of them is left."""
+    drivers: list[Driver] = []
+    yield drivers
+    assert [driver.survivors(90) for driver in drivers] == [[]] * len(drivers)
+
+
 def selections(out: Path) -> bytes:
     return (out / "selections.json").read_bytes()
 
@@ -78,35 +87,36 @@ def resumed(out: Path, undisturbed: Path) -> str:
     return done.stdout
 
 
-def test_a_driver_killed_again_and_again(config: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_driver_killed_again_and_again(
+    config: Path, undisturbed: Path, killed: list[Driver], tmp_path: Path
+) -> None:
     out, seed = tmp_path / "out", random.randrange(1 << 30)
     print(f"moments from seed {seed}")
-    moments, drivers = random.Random(seed), []
+    moments = random.Random(seed)
     for verb in (["run", config, "--out", out], ["resume", out], ["resume", out]):
         before = journal(out)
-        killed = Driver(tmp_path / "said", *verb)
-        drivers.append(killed)
+        driver = Driver(tmp_path / "said", *verb)
+        killed.append(driver)
         try:
-            killed.until(lambda: len(journal(out)) > len(before))  # noqa: B023
+            driver.until(lambda: len(journal(out)) > len(before))  # noqa: B023
             time.sleep(moments.uniform(0, 1.5))
-            if killed.process.poll() is not None:
+            if driver.process.poll() is not None:
                 break
-            killed.descendants()
-            killed.process.send_signal(signal.SIGKILL)
-            killed.wait()
+            driver.descendants()
+            driver.process.send_signal(signal.SIGKILL)
+            driver.wait()
             # Ray's two idle agents look for their parent once a minute; nothing else goes on.
-            assert killed.survivors(but="Agent") == []
+            assert driver.survivors(but="Agent") == []
         except BaseException:
-            killed.end()
+            driver.end()
             raise
         after = journal(out)
         assert {key: after[key] for key in before} == before
         assert len(after) > len(before)
     resumed(out, undisturbed)
     assert not list((out / "checkpoints").rglob(".new-*"))
-    for driver in drivers:
+    for driver in killed:
         assert not list(Path("/tmp").glob(f"clsearch-ray-{driver.process.pid}-*"))
-    assert [driver.survivors(90) for driver in drivers] == [[]] * len(drivers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
@@ -180,15 +190,20 @@ def test_a_worker_killed_in_the_middle_of_a_trial(
 
 
 def test_the_death_of_ray_itself_says_how_to_go_on(
-    driver: Driver, undisturbed: Path, tmp_path: Path
+    config: Path, undisturbed: Path, killed: list[Driver], tmp_path: Path
 ) -> None:
     """Ray then ends this process from within, without a word to Python."""
     out = tmp_path / "out"
-    driver.until(lambda: journal(out))
-    (raylet,) = [p for p in driver.descendants() if p.name() == "raylet"]
-    raylet.kill()
-    assert driver.wait(60) == 1
-    assert driver.survivors(90) == []
+    driver = Driver(tmp_path / "said", "run", config, "--out", out)
+    killed.append(driver)
+    try:
+        driver.until(lambda: journal(out))
+        (raylet,) = [p for p in driver.descendants() if p.name() == "raylet"]
+        raylet.kill()
+        assert driver.wait(60) == 1
+    except BaseException:
+        driver.end()
+        raise
     said = f"clsearch: the run was killed, or Ray's own processes died. Go on with: clsearch resume {out}"  # noqa: E501
     assert driver.stderr.splitlines()[-1] == said
     resumed(out, undisturbed)

@@ -3,64 +3,29 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
-import time
+import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
+from benchmarks.quickstart import BYTES, measure
 from clsearch.metrics import average_accuracy, average_forgetting
-
-ROOT = Path(__file__).parent.parent
-RAYS_OWN = ("raylet", "gcs_server", "agent", "log_monitor", "monitor", "dashboard")
-LIMIT = 2 << 30
-
-
-def _own_memory(process: psutil.Process) -> int:
-    """Resident bytes of a process and its children, without Ray's daemons.
-
-    Shared memory (Ray's object store, mapped by all) is counted once, with the daemon that has it.
-    """
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            command = " ".join(one.cmdline()[:3])
-            if not any(name in command for name in RAYS_OWN):
-                memory = one.memory_info()
-                total += memory.rss - getattr(memory, "shared", 0)
-        except psutil.Error:
-            continue
-    return total
 
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("quickstart") / "out"
-    command = [sys.executable, "-m", "clsearch", "run", "experiments/quickstart.yaml"]
-    began, most = time.monotonic(), 0
-    with subprocess.Popen(
-        [*command, "--out", str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        printed: list[str] = []
-        reader = threading.Thread(target=lambda: printed.append(process.stdout.read()))  # type: ignore[union-attr]
-        reader.start()
-        watched = psutil.Process(process.pid)
-        while process.poll() is None:
-            most = max(most, _own_memory(watched))
-            time.sleep(0.5)
-        reader.join()
-    return {
-        "out": out,
-        "code": process.returncode,
-        "text": "".join(printed),
-        "seconds": time.monotonic() - began,
-        "memory": most,
-        "matrix": json.loads((out / "accuracy_matrix.json").read_bytes()),
-    }
+    """A run of it: the one in `CLSEARCH_QUICKSTART`, recorded by `benchmarks.quickstart --record`,
+    or one made here."""
+    record = os.environ.get("CLSEARCH_QUICKSTART")
+    if record:
+        found: dict[str, Any] = json.loads(Path(record).read_text())
+        out = Path(found["out"])
+    else:
+        out = tmp_path_factory.mktemp("quickstart") / "out"
+        found = measure(out)
+    matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
+    return {**found, "out": out, "matrix": matrix}
 
 
 @pytest.mark.slow
@@ -72,7 +37,7 @@ def test_it_finishes_and_prints_the_table(quickstart: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_memory_stays_within_the_limit(quickstart: dict[str, Any]) -> None:
-    assert quickstart["memory"] < LIMIT, f"{quickstart['memory'] / 2**30:.2f} GiB"
+    assert quickstart["memory"] < BYTES, f"{quickstart['memory'] / 2**30:.2f} GiB"
 
 
 @pytest.mark.slow
