@@ -151,6 +151,31 @@ def export(
 
 
 @app.command()
+def report(
+    outs: Annotated[list[Path], typer.Argument(metavar="DIR", help="Output folders of runs.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write. Default: DIR/report; several runs need one."),
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Also write the tables as CSV.")] = False,
+    latex: Annotated[bool, typer.Option("--latex", help="Also write the tables as LaTeX.")] = False,
+    force: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
+) -> None:
+    """Write a report on a run, or on several side by side: HTML, Markdown and figures."""
+    from clsearch.reporting import report as write
+
+    page, *figures = write(outs, to, csv=csv, latex=latex, force=force)
+    console = Console()
+    console.print(f"{page}: all in one file, {len(figures)} figures", soft_wrap=True)
+    console.print(
+        f"{page.with_suffix('.md')}: the same as Markdown, figures as PNG and SVG beside it",
+        soft_wrap=True,
+    )
+    if csv or latex:
+        console.print(f"{page.parent / 'tables'}: the tables", soft_wrap=True)
+
+
+@app.command()
 def doctor(data: Data = None) -> None:
     """Check versions, devices, Ray, MLflow and data folders; say what to mend."""
     from clsearch.doctor import examine

@@ -102,8 +102,8 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
     failed. Nothing is written before both edges have accepted what the user asked for.
     """
     from clsearch.progress import ConsoleProgress
-    from clsearch.report import write_report
     from clsearch.report.tables import print_tables
+    from clsearch.reporting import report
     from clsearch.search.ray_backend import RaySearcher
     from clsearch.tracking import MLflowTracker, ui_command
 
@@ -119,7 +119,7 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
                 found = search.run(searcher, tracker, progress)
         finally:
             searcher.close()
-        figures = write_report(out, found.records, found.results, config.name)
+        figures = report([out])
     except (KeyboardInterrupt, ClsearchError) as error:
         # The audit trail says how it ended, if it still can: the reason to raise is the first one.
         # RuntimeError: it ended before it began.
@@ -214,7 +214,7 @@ def _print_end(found: Found, out: Path, ui: str, console: Console) -> None:
             soft_wrap=True,
         )
     done = [r for r in found.results if r.commit]
-    console.print(f"Figures and tables: {out / 'report'}", soft_wrap=True)
+    console.print(f"Report:             {out / 'report' / 'index.html'}", soft_wrap=True)
     console.print(f"Audit in MLflow:    {ui}", soft_wrap=True)
     if done:
         s = done[-1].selection

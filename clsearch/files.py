@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.metadata
 import os
 import platform
 import sys
@@ -11,9 +12,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from clsearch.errors import InputError, StoreError
 
+ABOUT = "search.json"
+"""What a search was: its tasks, the machine that drove it and its versions."""
+_NAMES = ("clsearch", "torch", "ray", "mlflow", "numpy")
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
 
@@ -65,6 +70,14 @@ def processor() -> str:
     name = fields.get("model name") or platform.machine()
     family = fields.get("cpu family")
     return f"{name} (family {family}, model {fields.get('model')})" if family else name
+
+
+def machine() -> dict[str, Any]:
+    """This machine and the versions that a search depends on."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _NAMES}
+    about = {"host": platform.node(), "cpu": processor(), "cores": cores()}
+    return {"machine": about | {"system": platform.platform()}, "versions": versions}
 
 
 def in_use(folder: Path) -> bool:

@@ -54,12 +54,17 @@ def average_forgetting(matrix: Matrix) -> float | None:
 
     Negative where later tasks helped earlier ones; None before the second task.
     """
+    return _mean(forgetting(matrix))
+
+
+def forgetting(matrix: Matrix) -> list[float | None]:
+    """f_j = max_{i<T} R[i][j] − R[T][j] of each task j < T (Chaudhry et al. 2018, eq. 2)."""
     last = len(matrix)
     drops = []
     for j in range(1, last):
         before = [a for i in range(1, last) if (a := _at(matrix, i, j)) is not None]
         drops.append(_less(max(before, default=None), _at(matrix, last, j)))
-    return _mean(drops)
+    return drops
 
 
 def _at(matrix: Matrix, i: int, j: int) -> float | None:

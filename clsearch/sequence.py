@@ -18,7 +18,7 @@ from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config
 from clsearch.errors import DepletedError, StoreError
 from clsearch.exports.files import provenance, write_model_files
-from clsearch.files import atomic_write
+from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.held_out import HeldOut
 from clsearch.identity import without_places
 from clsearch.methods.base import ChainState, Context
@@ -127,6 +127,8 @@ class Search:
         progress.begin(self.scenario, self.systems, self.config)
         for note in self.scenario.notes:
             progress.note(note)
+        about = {"tasks": self.info().tasks, **machine()}
+        atomic_write(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
         for task in self.tasks:
             at_work = [c for c in chains if not c.ended]
             if not at_work:
@@ -372,14 +374,23 @@ class Search:
         self.progress.selected(result)
 
     def _write(self) -> None:
-        """The selections, the accuracy matrix and the two tables of trials and scans."""
-        order = sorted(self.found.results, key=lambda r: (r.selection.task, str(r.selection.chain)))
-        selections = [r.to_json() for r in order]
-        atomic_write(self.out / "selections.json", json.dumps(selections, indent=1) + "\n")
-        matrix: dict[str, Any] = {}
-        for r in order:
-            seeds = matrix.setdefault(r.selection.method, {})
-            seeds.setdefault(str(r.selection.seed), []).append(list(r.test))
-        atomic_write(self.out / "accuracy_matrix.json", json.dumps(matrix, indent=1) + "\n")
         layers = [unit.name for unit in self.systems[0].backbone.unit_layers]
-        write_tables(self.out, self.found.records, self.found.results, layers)
+        write_results(self.out, self.found.records, self.found.results, layers)
+
+
+def write_results(
+    out: Path,
+    records: Sequence[TrialRecord],
+    results: Sequence[TaskResult],
+    layers: Sequence[str],
+) -> None:
+    """Writes the selections, the accuracy matrix and the tables of trials, scans and capacity."""
+    order = sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
+    selections = [r.to_json() for r in order]
+    atomic_write(out / "selections.json", json.dumps(selections, indent=1) + "\n")
+    matrix: dict[str, Any] = {}
+    for r in order:
+        seeds = matrix.setdefault(r.selection.method, {})
+        seeds.setdefault(str(r.selection.seed), []).append(list(r.test))
+    atomic_write(out / "accuracy_matrix.json", json.dumps(matrix, indent=1) + "\n")
+    write_tables(out, records, results, layers)

@@ -23,7 +23,7 @@ ROOMS = [
     *("system", "identity", "store", "protocols", "trial", "jobs", "search"),
     *("held_out", "commit", "refinement"),
     *("archive", "exports", "audit", "outbox", "tracking", "report", "sequence"),
-    *("folder", "selected", "reselect", "results", "status"),
+    *("folder", "selected", "reselect", "results", "status", "reporting"),
     *("progress", "dry_run", "doctor", "catalogue"),
     *("driver", "api", "cli", "reference", "__main__"),
 ]

@@ -11,8 +11,10 @@ from pathlib import Path
 from helpers import SerialSearcher, SilentProgress, SilentTracker, shared_data
 
 from benchmarks.method_table import table
+from benchmarks.report import make
 from clsearch.config import parse_config
 from clsearch.folder import open_store, write_config
+from clsearch.reporting import read_run
 from clsearch.sequence import Search
 from clsearch.system import resolve
 
@@ -47,6 +49,13 @@ def test_the_method_table_is_what_the_run_selected(tmp_path: Path) -> None:
     forgotten = [100 * (matrix[seed][0][0] - matrix[seed][1][0]) for seed in "01"]
     assert finetune[:4] == ["finetune", "2", f"{sum(accuracies) / 2:.2f}", "±"]
     assert finetune[5] == f"{sum(forgotten) / 2:.1f}"
+
+
+def test_the_run_of_the_report_benchmark_is_one_that_a_report_reads(tmp_path: Path) -> None:
+    count = make(tmp_path, tasks=2, trials=4, seeds=1)
+    read = read_run(tmp_path)
+    assert len(read.records) == read.stored == count == 2 * 4 * 4
+    assert read.unfinished == []
 
 
 def test_the_importance_benchmark_runs() -> None:

@@ -25,7 +25,7 @@ from command import Ended, clsearch, environment, journal, refused, write_config
 from clsearch.cli import app
 from clsearch.exports.files import load_export
 
-COMMANDS = ("run", "resume", "status", "select", "export", "doctor", "methods")
+COMMANDS = ("run", "resume", "status", "select", "export", "report", "doctor", "methods")
 
 
 def test_every_command_is_tested_here_and_has_help(call: Any) -> None:
@@ -281,7 +281,7 @@ def test_a_search_leaves_exactly_the_files_of_the_design(searched: tuple[Path, s
     out, _ = searched
     assert {p.name for p in out.iterdir()} == {
         "config.yaml", "trials.parquet", "scan.parquet", "capacity.parquet", "selections.json",
-        "accuracy_matrix.json", "checkpoints", "report", "mlflow.db", "artifacts",
+        "accuracy_matrix.json", "search.json", "checkpoints", "report", "mlflow.db", "artifacts",
     }  # fmt: skip
     kinds = {p.name for p in (out / "checkpoints").iterdir()}
     assert kinds == {"trials", "commits", "measurements", "delivered"}
@@ -299,7 +299,7 @@ def test_a_search_leaves_exactly_the_files_of_the_design(searched: tuple[Path, s
     assert [len(row) for row in matrix["clnp"]["0"]] == [1, 2]
     scans = pq.read_table(out / "scan.parquet")
     assert set(scans["trial_key"].to_pylist()) == set(journal(out))
-    assert (out / "report" / "index.md").is_file()
+    assert {p.name for p in (out / "report").iterdir()} == {"index.html", "index.md", "figures"}
     resolved = yaml.safe_load((out / "config.yaml").read_text())
     assert resolved["scenario"]["tasks"] == 2
     leftovers = [p.name for p in out.rglob(".*")]

@@ -1,51 +1,92 @@
-"""What a run leaves to look at: tables, figures and a short report in Markdown."""
+"""What a run leaves to look at: one HTML page, the same as Markdown, its figures and its tables."""
 
 from __future__ import annotations
 
+import io
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clsearch.files import atomic_write
-from clsearch.records import TaskResult, TrialRecord
+from clsearch.errors import StoreError
 
-_CAPTIONS = {
-    "accuracy": "Average accuracy over the tasks so far, and average forgetting, on test data.",
-    "accuracy_matrix": "Test accuracy on each task (across) after each task (down).",
-    "capacity": (
-        "Neurons of each layer left when pruned as far as the margin allows: what all tasks so far "
-        "need, for a method that prunes; what the last task alone needs, for the others."
-    ),
-}
-_OF_METHOD = {
-    "capacity": (
-        "Neurons of each layer that all tasks so far use, in percent of its width at that task: "
-        "new ones, those of earlier tasks that this task reads, and those it does not."
-    ),
-    "tradeoff": "Every trial, pruned as far as the margin allows; the sparsest is selected.",
-    "scan": "Validation accuracy of the trials within the margin over the pruning threshold.",
-}
+if TYPE_CHECKING:
+    from clsearch.report.document import Drawing
+    from clsearch.report.source import Run
+
+DPI = 150
+_LOOK: Any = {
+    "svg.hashsalt": "clsearch", "svg.fonttype": "path", "text.parse_math": False,
+    "hatch.linewidth": 0.6,
+}  # fmt: skip
+"""Pictures are the same bytes every time, and need no font where they are looked at."""
+_PAGE, _TEXT, _FIGURES, _TABLES, _NEW = "index.html", "index.md", "figures", "tables", ".new-"
 
 
 def write_report(
-    out: Path, records: Sequence[TrialRecord], results: Sequence[TaskResult], config_name: str
+    folder: Path, runs: Sequence[Run], *, csv: bool = False, latex: bool = False
 ) -> list[Path]:
-    """Writes `report/index.md` and its figures into `out`; returns the index, then the figures.
+    """Writes `index.html`, `index.md`, `figures/` as PNG and SVG, and `tables/` where asked for.
 
-    Raises `StoreError` when they cannot be written.
+    An earlier report in the folder is replaced once everything is drawn; other files stay. Returns
+    the page and the PNG files. Raises `StoreError` when it cannot be written.
     """
-    from clsearch.report.figures import write_figures
-    from clsearch.report.tables import markdown_table
+    from clsearch.report.content import document
+    from clsearch.report.document import markdown
+    from clsearch.report.page import page
+    from clsearch.report.source import labelled
 
-    folder = out / "report"
-    figures = write_figures(folder, records, results, config_name)
-    parts = [f"# {config_name}", markdown_table(records, results).rstrip()]
-    if figures:
-        parts.append("## Figures")
-    for figure in figures:
-        kind, _, method = figure.stem.partition("_")
-        of_method = bool(method) and kind in _OF_METHOD
-        about = f"{method}: {_OF_METHOD[kind]}" if of_method else _CAPTIONS[figure.stem]
-        parts.append(f"![{about}]({figure.name})\n\n*{about}*")
-    index = folder / "index.md"
-    atomic_write(index, "\n\n".join(parts) + "\n")
-    return [index, *figures]
+    said = document(labelled(runs))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for half_written in folder.glob(f"{_NEW}*"):
+            shutil.rmtree(half_written)
+        with tempfile.TemporaryDirectory(prefix=_NEW, dir=folder) as place:
+            new = Path(place)
+            images = _draw(new / _FIGURES, said.drawings)
+            if csv or latex:
+                _write_tables(new / _TABLES, said.sheets, csv=csv, latex=latex)
+            (new / _TEXT).write_text(markdown(said), encoding="utf-8")
+            (new / _PAGE).write_text(page(said, images), encoding="utf-8")
+            for name in (_FIGURES, _TABLES):
+                if (folder / name).exists():
+                    (folder / name).rename(new / f"old {name}")
+                if (new / name).exists():
+                    (new / name).rename(folder / name)
+            for name in (_TEXT, _PAGE):
+                (new / name).replace(folder / name)
+    except OSError as error:
+        raise StoreError(f"cannot write the report {folder}: {error.strerror or error}") from error
+    return [folder / _PAGE, *(folder / _FIGURES / f"{name}.png" for name in images)]
+
+
+def _draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, bytes]:
+    """Writes each figure as PNG and SVG; returns the latter by name."""
+    from matplotlib import rc_context
+
+    folder.mkdir()
+    images = {}
+    for drawing in drawings:
+        with rc_context(_LOOK):
+            figure = drawing.draw()
+            figure.savefig(folder / f"{drawing.name}.png", dpi=DPI, metadata={"Software": None})
+            picture = io.BytesIO()
+            figure.savefig(picture, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
+        images[drawing.name] = picture.getvalue()
+        (folder / f"{drawing.name}.svg").write_bytes(images[drawing.name])
+    return images
+
+
+def _write_tables(folder: Path, sheets: Sequence[Any], *, csv: bool, latex: bool) -> None:
+    from clsearch.report.plain import as_csv, as_latex, file_name
+
+    folder.mkdir()
+    taken: set[str] = set()
+    for sheet in sheets:
+        name = file_name(sheet, taken)
+        taken.add(name)
+        if csv:
+            (folder / f"{name}.csv").write_text(as_csv(sheet), encoding="utf-8", newline="")
+        if latex:
+            (folder / f"{name}.tex").write_text(as_latex(sheet), encoding="utf-8")

@@ -4,12 +4,19 @@ threshold, and for each chain, task and layer."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clsearch.files import atomic_write
-from clsearch.records import Candidate, Round, Selection, TaskResult, TrialRecord
+from clsearch.records import (
+    Candidate,
+    Round,
+    ScanPoint,
+    Selection,
+    TaskResult,
+    TrialRecord,
+)
 
 
 def write_tables(
@@ -133,3 +140,47 @@ def _write_parquet(
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
     atomic_write(path, sink.getvalue().to_pybytes())
+
+
+def trials_of(trials: Any, scan: Any) -> list[TrialRecord]:
+    """The trials that `write_tables` wrote, from the tables of `trials.parquet` and `scan.parquet`.
+
+    What these do not hold (curves, widths, free neurons before pruning) is left empty: the journal
+    has it, but reading it takes the models of all trials off the disk. Raises `KeyError`,
+    `ValueError` or `TypeError` for other tables.
+    """
+    points = _points(scan)
+    fields = ("status", "reason", "validation_accuracy", "drift", "epochs", "duration", "started",
+              "device", "host", "pack_size")  # fmt: skip
+    columns = [trials[name].to_pylist() for name in fields]
+    hypers = map(json.loads, trials["hyperparameters"].to_pylist())
+    tuned = trials["fine_tuned"].to_pylist()
+    records = []
+    for place, *values, hyper, origin in zip(_places(trials), *columns, hypers, tuned, strict=True):
+        method, seed, task, key = place
+        found = dict(zip(fields, values, strict=True))
+        own = points.get(place, ())
+        records.append(
+            TrialRecord(key, method, seed, task, hyper, scan=own, fine_tuned=origin or "", **found)
+        )
+    return records
+
+
+def _places(table: Any) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in _PLACE), strict=True)
+
+
+def _points(scan: Any) -> dict[tuple[Any, ...], tuple[ScanPoint, ...]]:
+    """The scan of each trial, whose rows stand together; free neurons in the order of layers."""
+    import numpy as np
+    import pyarrow as pa
+
+    keys = scan["trial_key"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    by_layer = scan["free_by_layer"].combine_chunks()
+    layers = by_layer.flatten() if pa.types.is_struct(by_layer.type) else []
+    free = zip(*(layer.to_pylist() for layer in layers), strict=True)
+    rows = list(map(ScanPoint, scan["threshold"].to_pylist(), scan["accuracy"].to_pylist(), free))
+    edges = np.append(starts, len(rows))
+    places = zip(_places(scan.take(starts)), edges, edges[1:], strict=False)
+    return {place: tuple(rows[start:end]) for place, start, end in places}

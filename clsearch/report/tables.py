@@ -17,15 +17,14 @@ from clsearch.report.parquet import write_tables
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ChainView", "Sheet", "by_method", "markdown_table", "print_tables", "sheets",
-           "write_tables"]  # fmt: skip
+__all__ = ["ChainView", "Sheet", "by_method", "print_tables", "sheets", "write_tables"]
 
 WIDTH = 80
 _TASKS_ACROSS = 8
 """So many tasks stand side by side in 80 columns; more stand one below the other."""
 _LAYERS_ACROSS = 3
-_ENDED, _TRANSFER = "†", "‡"
-_TRANSFERRED = (
+ENDED, TRANSFER = "†", "‡"
+TRANSFERRED = (
     "Last-layer transfer: no free neurons were left in the last hidden layer, and the output layer "
     "alone was learned."
 )
@@ -114,12 +113,12 @@ class Sheet:
 
     def markdown(self) -> str:
         """A heading, the table and its note."""
-        lines = [f"### {self.title}", "", _piped(self.header)]
+        lines = [f"### {escaped(self.title)}", "", _piped(self.header)]
         lines.append(
             "|" + "|".join("---" if i in self.text else "--:" for i in self._columns) + "|"
         )
         lines += [_piped(row) for row in self.rows]
-        return "\n".join([*lines, "", *([self.note, ""] if self.note else [])])
+        return "\n".join([*lines, "", *([escaped(self.note), ""] if self.note else [])])
 
     @property
     def _columns(self) -> range:
@@ -132,12 +131,12 @@ def sheets(records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> lis
     if not methods:
         return [Sheet("Result", ("method",), (), note="No task has been finished yet.")]
     tasks = max(r.selection.task for r in results)
-    ended = _ended_sheet(methods)
+    ended = ended_sheet(methods)
     return [
         _result_sheet(methods, tasks, records),
         *_free_sheets(methods),
         *_accuracy_sheets(methods, tasks),
-        _hyperparameter_sheet(methods),
+        hyperparameter_sheet(methods),
         *([ended] if ended.rows else []),
     ]
 
@@ -150,26 +149,21 @@ def print_tables(
         sheet.print(console)
 
 
-def markdown_table(records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> str:
-    """The tables of a run as Markdown."""
-    return "\n".join(sheet.markdown() for sheet in sheets(records, results))
-
-
 def _result_sheet(
     methods: Mapping[str, list[ChainView]], tasks: int, records: Sequence[TrialRecord]
 ) -> Sheet:
-    few = all(len(free) <= _LAYERS_ACROSS for free in map(_free, methods.values()))
+    few = all(len(free) <= _LAYERS_ACROSS for free in map(free_neurons, methods.values()))
     rows = []
     for method, chains in methods.items():
         learned = sorted({len(c.matrix) for c in chains})
         reached = "-".join(map(str, dict.fromkeys((learned[0], learned[-1]))))
-        layers = " ".join(f"{name} {text}" for name, text in _free(chains).items())
+        layers = " ".join(f"{name} {text}" for name, text in free_neurons(chains).items())
         rows.append(
             (
                 method,
                 f"{reached}/{tasks}"
-                + _ENDED * any(c.end for c in chains)
-                + _TRANSFER * any(c.transfers for c in chains),
+                + ENDED * any(c.end for c in chains)
+                + TRANSFER * any(c.transfers for c in chains),
                 spread(average_accuracy(c.matrix) for c in chains),
                 spread(average_forgetting(c.matrix) for c in chains),
                 percent(c.last.sparsity for c in chains if c.last),
@@ -186,16 +180,16 @@ def _result_sheet(
     if seeds > 1:
         about.append(f"Mean ± standard deviation over {seeds} seeds.")
     if any(c.end for chains in methods.values() for c in chains):
-        about.append(f"{_ENDED} A chain ended early: fewer tasks or seeds than the others.")
+        about.append(f"{ENDED} A chain ended early: fewer tasks or seeds than the others.")
     if any(c.transfers for chains in methods.values() for c in chains):
-        about.append(f"{_TRANSFER} {_TRANSFERRED}")
+        about.append(f"{TRANSFER} {TRANSFERRED}")
     about.append("KiB: what the method remembers beside the network.")
     header = ("method", "tasks", "ACC %", "forgetting", "sparsity", "KiB", "free neurons")
     note = " ".join([*about, _trials(records)]).strip()
     return Sheet("Result", header if few else header[:-1], tuple(rows), frozenset({0, 6}), note)
 
 
-def _free(chains: Sequence[ChainView]) -> dict[str, str]:
+def free_neurons(chains: Sequence[ChainView]) -> dict[str, str]:
     """By layer "free/units" after the last task, mean over seeds; empty without any."""
     counted = [c.last for c in chains if c.last and c.last.free]
     if not counted:
@@ -208,7 +202,7 @@ def _free(chains: Sequence[ChainView]) -> dict[str, str]:
 
 def _free_sheets(methods: Mapping[str, list[ChainView]]) -> list[Sheet]:
     """Free neurons by layer, layers downwards, where they are too many for the result's rows."""
-    cells = {method: _free(chains) for method, chains in methods.items()}
+    cells = {method: free_neurons(chains) for method, chains in methods.items()}
     layers = max(cells.values(), key=len)
     if len(layers) <= _LAYERS_ACROSS:
         return []
@@ -230,7 +224,7 @@ def _accuracy_sheets(methods: Mapping[str, list[ChainView]], tasks: int) -> list
     }
     late = {m: {t for c in chains for t in c.transfers} for m, chains in methods.items()}
     cells = {
-        m: [_after(found, t) + _TRANSFER * (t + 1 in late[m]) for t in range(tasks)]
+        m: [_after(found, t) + TRANSFER * (t + 1 in late[m]) for t in range(tasks)]
         for m, found in curves.items()
     }
     title = "Average test accuracy % after each task"
@@ -247,7 +241,7 @@ def _accuracy_sheets(methods: Mapping[str, list[ChainView]], tasks: int) -> list
 def _after(curves: Sequence[Sequence[float | None]], task: int) -> str:
     """Mean at one task over the chains that learned it, marked where some did not."""
     values = [c[task] for c in curves if task < len(c)]
-    return percent(values) + _ENDED * (0 < len(values) < len(curves))
+    return percent(values) + ENDED * (0 < len(values) < len(curves))
 
 
 def _groups(labels: Sequence[str], least: int = 6) -> list[list[str]]:
@@ -264,7 +258,7 @@ def _groups(labels: Sequence[str], least: int = 6) -> list[list[str]]:
     return groups
 
 
-def _hyperparameter_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
+def hyperparameter_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
     """One row for each distinct choice of a method, with the tasks that made it."""
     several = any(len(chains) > 1 for chains in methods.values())
     rows = []
@@ -282,7 +276,7 @@ def _hyperparameter_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
     return Sheet("Selected hyperparameters", header, tuple(rows), frozenset({0, 1, 2}))
 
 
-def _ended_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
+def ended_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
     rows = tuple(
         (method, str(chain.seed), str(end.task), end.outcome, end.reason)
         for method, chains in methods.items()
@@ -327,6 +321,12 @@ def _trials(records: Sequence[TrialRecord]) -> str:
     return f"{len(records)} trials ({said}), {sum(r.duration for r in records):.0f} s of training."
 
 
+def number(value: float) -> str:
+    """A hyperparameter in three digits, without an exponent where that is as short."""
+    text = f"{value:.3g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e6 else text
+
+
 def _hypers(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={values[name]:g}" for name in sorted(values)) or "-"
 
@@ -340,5 +340,13 @@ def _ranges(tasks: Sequence[int]) -> str:
     return ", ".join(parts)
 
 
+_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>#|&~"})
+
+
+def escaped(text: str) -> str:
+    """Text in one line that Markdown shows as it is, HTML in it too."""
+    return " ".join(text.split()).translate(_SPECIAL)
+
+
 def _piped(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
+    return "| " + " | ".join(map(escaped, cells)) + " |"

@@ -1,38 +1,63 @@
 """The figures of a method's trials: a panel for each task, accuracies relative to the best.
 
-Relative, because then the margin is one band for all seeds of a task.
+Relative, because then the margin is one band for all seeds of a task. Points and lines of trials
+are pixels inside an SVG: ten thousand of them would make it slow to open.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clsearch.records import Selection, TrialRecord
-from clsearch.report.canvas import GREY, SMALL, edges, panels
+from clsearch.records import Candidate, Selection, TrialRecord
+from clsearch.report.canvas import (
+    GREY,
+    SMALL,
+    decades,
+    edges,
+    grid_of,
+    head,
+    legend,
+    legend_height,
+    panels,
+    width_of,
+)
 from clsearch.report.tables import ChainView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ACROSS = 5
-_CHOSEN, _BAND = "#D55E00", "#56B4E9"
+CHOSEN = "#D55E00"
+_BAND = "#56B4E9"
 _SELECTED, _WITHIN, _BELOW = "selected", "within the margin", "below the floor"
 _POINTS: dict[str, dict[str, Any]] = {
-    _SELECTED: {"marker": "*", "markersize": 12, "color": _CHOSEN, "markeredgecolor": "black",
+    _SELECTED: {"marker": "*", "markersize": 11, "color": CHOSEN, "markeredgecolor": "black",
                 "markeredgewidth": 0.7, "zorder": 4, "linestyle": "none"},
-    _WITHIN: {"marker": "o", "markersize": 4.5, "color": "#0072B2", "markeredgecolor": "white",
+    _WITHIN: {"marker": "o", "markersize": 4, "color": "#0072B2", "markeredgecolor": "white",
               "markeredgewidth": 0.4, "zorder": 3, "linestyle": "none"},
-    _BELOW: {"marker": "v", "markersize": 4.5, "color": "white", "markeredgecolor": GREY,
+    _BELOW: {"marker": "v", "markersize": 4, "color": "white", "markeredgecolor": GREY,
              "markeredgewidth": 0.8, "zorder": 2.5, "linestyle": "none"},
 }  # fmt: skip
 
+_BEHIND: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+"""Behind a text that lines may cross."""
 _FLOOR: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": "--"}
 
 Records = Mapping[tuple[str, int, int, str], TrialRecord]
+Point = tuple[float, float]
+
+
+def by_place(records: Iterable[TrialRecord]) -> Records:
+    """Trials by method, seed, task and key."""
+    return {(r.method, r.seed, r.task, r.trial_key): r for r in records}
+
+
+def lowest(margin: float) -> float:
+    """Where the axis of accuracies relative to the best ends, in percentage points."""
+    return -4 * max(margin, 0.5)
 
 
 def _by_task(chains: Sequence[ChainView]) -> dict[int, list[Selection]]:
@@ -44,54 +69,73 @@ def _by_task(chains: Sequence[ChainView]) -> dict[int, list[Selection]]:
 
 
 def _trial_panels(
-    chains: Sequence[ChainView], title: str, draw: Callable[[Axes, Selection, float], None]
-) -> tuple[Figure, list[Axes]]:
+    chains: Sequence[ChainView],
+    title: str,
+    handles: Sequence[Any],
+    draw: Callable[[Axes, Sequence[Selection], float], None],
+) -> tuple[Figure, list[Axes], int]:
     """A panel for each task, with the band of the margin, its best and its lost trials."""
     tasks = _by_task(chains)
+    across = grid_of(len(tasks))
+    below = 0.42 + legend_height(handles)
     figure, axes = panels(
-        len(tasks), _ACROSS, (2.0, 1.75), title, below=0.75, gap=(0.3, 0.35), least=7
+        len(tasks), across, 1.5 if across < 4 else 1.1, title, below=below, gap=(0.24, 0.3)
     )
     margin = max((s.margin for ss in tasks.values() for s in ss), default=0)
-    low = -4 * max(margin, 0.5)
+    low = lowest(margin)
     for axis, (task, selections) in zip(axes, tasks.items(), strict=True):
         axis.axhspan(-margin, 0, color=_BAND, alpha=0.25, linewidth=0)
         axis.axhline(-margin, **_FLOOR)
         best = [100 * s.best for s in selections if s.best is not None]
-        said = f"task {task}: best {statistics.fmean(best):.1f} %" if best else f"task {task}"
+        head(axis, f"task {task}: best {statistics.fmean(best):.1f} %" if best else f"task {task}")
+        draw(axis, [s for s in selections if s.best is not None], low)
         lost = sum(c.status == "FAILED" for s in selections for c in s.candidates)
-        axis.set_title(said + (f", {lost} failed" if lost else ""), fontsize=SMALL, pad=3)
-        for selection in selections:
-            if selection.best is not None:
-                draw(axis, selection, low)
-            else:
-                axis.text(0.5, 0.1, "chain ended", transform=axis.transAxes, ha="center",
-                          fontsize=SMALL)  # fmt: skip
+        ended = any(s.outcome != "selected" for s in selections)
+        said = [f"{lost} failed"] * bool(lost) + ["chain ended"] * ended
+        if said:
+            axis.text(0.98, 0.03, "\n".join(said), transform=axis.transAxes, fontsize=SMALL,
+                      ha="right", zorder=5, linespacing=1.0, bbox=_BEHIND)  # fmt: skip
         axis.set_ylim(low, max(margin, 0.5))
-    return figure, axes
+        axis.set_rasterization_zorder(3.5)
+    legend(figure, handles)
+    return figure, axes, across
+
+
+def _plot(axis: Axes, points: Sequence[Point], kind: str) -> None:
+    if points:
+        x, y = zip(*points, strict=True)
+        axis.plot(x, y, clip_on=False, **_POINTS[kind])
 
 
 def tradeoff(chains: Sequence[ChainView], title: str) -> Figure:
     """Accuracy and sparsity of every trial, pruned as far as the margin allows."""
 
-    def draw(axis: Axes, selection: Selection, low: float) -> None:
-        for candidate in selection.candidates:
-            kept = candidate.accuracy is not None
-            accuracy = candidate.accuracy if kept else candidate.validation_accuracy
-            if accuracy is None or not math.isfinite(accuracy):
-                continue
-            y = 100 * (accuracy - (selection.best or 0))
-            kind = _SELECTED if candidate.chosen else _WITHIN if kept else _BELOW
-            axis.plot(100 * candidate.sparsity, max(y, low), clip_on=False, **_POINTS[kind])
+    def draw(axis: Axes, selections: Sequence[Selection], low: float) -> None:
+        points: dict[str, list[Point]] = {kind: [] for kind in _POINTS}
+        for s in selections:
+            for c in s.candidates:
+                accuracy = c.validation_accuracy if c.accuracy is None else c.accuracy
+                if accuracy is not None and math.isfinite(accuracy):
+                    y = 100 * (accuracy - (s.best or 0))
+                    points[_kind(c)].append((100 * c.sparsity, max(y, low)))
+        for kind, found in points.items():
+            _plot(axis, found, kind)
 
-    figure, axes = _trial_panels(chains, f"{title}: what trials give up for sparsity", draw)
+    handles = _handles(_POINTS)
+    figure, axes, across = _trial_panels(
+        chains, f"{title}: what trials give up for sparsity", handles, draw
+    )
     for axis in axes:
         axis.set_xlim(0, 100)
-    edges(axes, _ACROSS, "sparsity (%)", "accuracy − best (pp)")
-    lowest = f"{_BELOW} (on the edge: lower still)"
-    _key(
-        figure, {_SELECTED: _POINTS[_SELECTED], _WITHIN: _POINTS[_WITHIN], lowest: _POINTS[_BELOW]}
-    )
+        axis.set_xticks((0, 50, 100) if width_of(axis) < 1.5 else range(0, 101, 20))
+    edges(axes, across, "sparsity (%)", "accuracy − best (pp)")
     return figure
+
+
+def _kind(candidate: Candidate) -> str:
+    if candidate.chosen:
+        return _SELECTED
+    return _BELOW if candidate.accuracy is None else _WITHIN
 
 
 def scan(chains: Sequence[ChainView], records: Records, title: str) -> Figure:
@@ -100,48 +144,53 @@ def scan(chains: Sequence[ChainView], records: Records, title: str) -> Figure:
 
     positive: list[float] = []
 
-    def draw(axis: Axes, selection: Selection, low: float) -> None:
-        lines = []
-        for candidate in selection.candidates:
-            place = (selection.method, selection.seed, selection.task, candidate.trial_key)
-            record = records.get(place)
-            if candidate.accuracy is None or record is None:
+    def draw(axis: Axes, selections: Sequence[Selection], low: float) -> None:
+        lines, chosen = [], []
+        for s, candidate in [(own, c) for own in selections for c in own.candidates]:
+            record = records.get((s.method, s.seed, s.task, candidate.trial_key))
+            if candidate.accuracy is None or record is None or not record.scan:
                 continue
-            best = selection.best or 0
+            best = s.best or 0
             line = [(p.threshold, 100 * (p.accuracy - best)) for p in record.scan]
-            positive.extend(x for x, _ in line if x > 0)
-            if candidate.chosen:
-                axis.plot(*zip(*line, strict=True), color=_CHOSEN, linewidth=1.5, zorder=3)
-                if candidate.threshold is not None:
-                    y = 100 * (candidate.accuracy - best)
-                    axis.plot(candidate.threshold, max(y, low), clip_on=False, **_POINTS[_SELECTED])
-            else:
-                lines.append(line)
-        axis.add_collection(LineCollection(lines, colors="#555555", linewidths=0.6, alpha=0.6))
+            pruning = [x for x, _ in line if x > 0]
+            positive.extend((min(pruning), max(pruning)) if pruning else ())
+            if not candidate.chosen:
+                lines += [_visible(line, low)] if max(y for _, y in line) >= low else []
+                continue
+            axis.plot(*zip(*line, strict=True), color=CHOSEN, linewidth=1.4, zorder=3.6)
+            if candidate.threshold is not None:
+                y = 100 * (candidate.accuracy - best)
+                chosen.append((candidate.threshold, max(y, low)))
+        axis.add_collection(
+            LineCollection(lines, colors="#555555", linewidths=0.6, alpha=0.6, zorder=2)
+        )
+        _plot(axis, chosen, _SELECTED)
 
-    figure, axes = _trial_panels(chains, f"{title}: accuracy over the threshold θ", draw)
-    ticks = _decades(positive)
+    line = {"color": "#555555", "linewidth": 0.8}
+    handles = _handles({_SELECTED: {**_POINTS[_SELECTED], "linestyle": "-"}, _WITHIN: line})
+    figure, axes, across = _trial_panels(
+        chains, f"{title}: accuracy over the threshold θ", handles, draw
+    )
+    ticks = decades(positive)
     for axis in axes:
         axis.set_xscale("symlog", linthresh=ticks[1])
         axis.set_xlim(0, 1.1 * max(positive, default=1.0))
-        axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        shown = ticks if width_of(axis) >= 1.5 else [ticks[0], ticks[-1]]
+        axis.set_xticks(shown, [f"{t:g}" for t in shown])
         axis.minorticks_off()
-    edges(axes, _ACROSS, "threshold θ (mean activation)", "accuracy − best (pp)")
-    line = {"color": "#555555", "linewidth": 0.8}
-    _key(figure, {_SELECTED: {**_POINTS[_SELECTED], "linestyle": "-"}, _WITHIN: line})
+    said = "threshold θ (mean activation)" if across < 4 else "θ (mean activation)"
+    edges(axes, across, said, "accuracy − best (pp)")
     return figure
 
 
-def _decades(positive: Sequence[float]) -> list[float]:
-    """0 and up to four powers of ten from the smallest of the values to the largest."""
-    if not positive:
-        return [0.0, 1.0]
-    first, last = (math.floor(math.log10(v)) for v in (min(positive), max(positive)))
-    step = max(1, math.ceil((last - first) / 3))
-    return [0.0, *(10.0**e for e in range(first, last + 1, step))]
+def _visible(line: Sequence[Point], low: float) -> list[Point]:
+    """A line without the points that, with their neighbours, lie below the panel."""
+    seen = [y >= low for _, y in line]
+    kept = zip(line, seen, [False, *seen[:-1]], [*seen[1:], False], strict=True)
+    return [point for point, *near in kept if any(near)]
 
 
-def _key(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
+def _handles(styles: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """The legend of the panels of trials."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -149,7 +198,4 @@ def _key(figure: Figure, styles: Mapping[str, Mapping[str, Any]]) -> None:
     handles: list[Any] = [Line2D([], [], label=name, **dict(s)) for name, s in styles.items()]
     handles.append(Line2D([], [], label="floor", **_FLOOR))
     handles.append(Patch(color=_BAND, alpha=0.25, linewidth=0, label="the margin"))
-    figure.legend(
-        handles=handles, loc="lower left", ncols=len(handles), fontsize=SMALL, frameon=False,
-        borderaxespad=0.2, handletextpad=0.5, columnspacing=1.2,
-    )  # fmt: skip
+    return handles

@@ -1,0 +1,91 @@
+"""Reports on runs, read from their output folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clsearch.errors import DamagedError, InputError
+from clsearch.files import ABOUT
+from clsearch.folder import command, read_parquet, results_of, run_config
+from clsearch.records import TrialRecord
+from clsearch.report import write_report
+from clsearch.report.parquet import trials_of
+from clsearch.report.source import Run
+
+
+def report(
+    outs: Sequence[Path],
+    to: Path | None = None,
+    *,
+    csv: bool = False,
+    latex: bool = False,
+    force: bool = False,
+) -> list[Path]:
+    """Writes the report on a run, or on several side by side; returns its page and its PNG files.
+
+    `to` is by default `report` in the folder of the run; several runs need one. Unfinished runs are
+    reported as such. Raises `InputError` for a folder that is no run and a `to` that is in use,
+    `DamagedError` for files that cannot be read.
+    """
+    runs = [read_run(out) for out in outs]
+    if to is None:
+        if len(outs) > 1:
+            allowed = "the folder to write, for a report on several runs"
+            raise InputError("to", None, allowed, "Give one with --to.")
+        to, force = outs[0] / "report", True
+    _check_target(to, force)
+    return write_report(to, runs, csv=csv, latex=latex)
+
+
+def _check_target(to: Path, force: bool) -> None:
+    """Raises `InputError` for a folder that cannot be written, or holds something."""
+    above = next(folder for folder in (to, *to.absolute().parents) if os.path.lexists(folder))
+    allowed = "a new or empty folder that can be written"
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        step = f"{above} is no folder." if not above.is_dir() else f"{above} cannot be written."
+        raise InputError("to", str(to), allowed, step)
+    if to.is_dir() and any(to.iterdir()) and not force:
+        step = "Use --force to write into it: a report in it is replaced, other files stay."
+        raise InputError("to", str(to), allowed, step)
+
+
+def read_run(out: Path) -> Run:
+    """A run as a report shows it. Raises `InputError` for a folder that is none, `DamagedError`."""
+    config = run_config(out)
+    results = results_of(out)
+    journal = out / "checkpoints" / "trials"
+    stored = sum(1 for _ in journal.glob("[!.]*/manifest.json"))
+    return Run(config, _trials(out), results, _about(out), stored, out.resolve().name)
+
+
+def _trials(out: Path) -> list[TrialRecord]:
+    if not (out / "trials.parquet").is_file():
+        return []
+    try:
+        return trials_of(read_parquet(out, "trials"), read_parquet(out, "scan"))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DamagedError(
+            f"trials.parquet or scan.parquet in {out} cannot be read ({error!r}). "
+            f"This writes them again: {command('resume', out)}"
+        ) from error
+
+
+def _about(out: Path) -> dict[str, Any]:
+    """What the search wrote of its tasks, its machine and its versions; empty without it."""
+    try:
+        about = json.loads((out / ABOUT).read_bytes())
+        digests = [task["digest"] for task in about["tasks"]]
+        if not isinstance(about["machine"], dict) or not all(digests):
+            raise ValueError("its fields are not those that a search writes")
+        return dict(about)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(
+            f"{ABOUT} in {out} cannot be read ({error!r}). "
+            f"This writes it again: {command('resume', out)}"
+        ) from error

@@ -1,0 +1,182 @@
+"""The figures of a report: nothing overlaps or is cut, and lines can be told apart in grey."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up import accounted, run, told
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from clsearch.records import LayerCapacity, Selection
+from clsearch.report import _LOOK
+from clsearch.report.canvas import WIDTH, fit, inches, legend, method_handles, style
+from clsearch.report.content import document
+from clsearch.report.document import Drawing
+from clsearch.report.source import labelled
+
+LONG = [
+    "clnp",
+    *(f"a-method-whose-label-is-as-long-as-labels-may-be-and-{i}-{'w' * 9}" for i in "12345"),
+]
+
+
+def texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Any]]:
+    """Every text that is drawn, with its box in pixels."""
+    drawn: list[Text] = []
+    draw = Text.draw
+
+    def recorded(self: Text, renderer: Any) -> None:
+        if self.get_visible() and self.get_text().strip():
+            drawn.append(self)
+        draw(self, renderer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Text, "draw", recorded)
+        figure.draw_without_rendering()
+    for text in drawn:
+        yield text.get_text(), text.get_window_extent()
+
+
+def faults(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts that overlap, by more than a pixel each way, or leave the figure."""
+    with rc_context(_LOOK):
+        figure = drawing.draw()
+        found = list(texts(figure, monkeypatch))
+    assert figure.get_figwidth() == WIDTH
+    right, top = figure.bbox.width, figure.bbox.height
+    wrong = [
+        f"{drawing.name}: {text!r} is cut"
+        for text, box in found
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > right + 1 or box.y1 > top + 1
+    ]
+    for (one, a), (other, b) in itertools.combinations(found, 2):
+        across, down = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+        if across > 1 and down > 1:
+            wrong.append(f"{drawing.name}: {one!r} and {other!r} overlap")
+    return wrong
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 10, 25])
+@pytest.mark.parametrize("methods", [["clnp"], LONG], ids=["one-method", "six-long-labels"])
+def test_no_texts_overlap_and_none_is_cut(
+    methods: list[str], tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = accounted(run(methods, tasks, seeds=2, end=("clnp", 1, tasks) if tasks > 1 else None))
+    name = "an-experiment-with-a-name-that-goes-on-and-on-to-its-64th-letter"
+    drawings = document(labelled([told(made, tasks, name)])).drawings
+    shared = ("accuracy", "accuracy_by_task", "accuracy_matrix", "capacity")
+    if len(methods) > 1:  # of the others' own figures, those of one method say as much
+        drawings = [d for d in drawings if d.name in (*shared, f"tradeoff_{methods[1]}")]
+    kinds = {"tradeoff", "scan", "hyperparameters", "parallel", "capacity"}
+    own = {f"{kind}_clnp" for kind in kinds} if len(methods) == 1 else {f"tradeoff_{methods[1]}"}
+    assert {d.name for d in drawings} == {*shared, *own}
+    assert [fault for d in drawings for fault in faults(d, monkeypatch)] == []
+
+
+def test_many_layers_and_hyperparameters_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = tuple(f"features.block{i}.convolution" for i in range(13))
+    units, hypers = (4096,) * 13, {f"l1.convolution{i}": 1.23456e-5 * i for i in range(9)}
+
+    def many(selection: Selection) -> Selection:
+        candidates = tuple(
+            replace(c, hyperparameters={n: v * (i + 1) for n, v in hypers.items()})
+            for i, c in enumerate(selection.candidates * 10)
+        )
+        return replace(
+            selection, layers=layers, units=units, free=units, candidates=candidates,
+            hyperparameters=candidates[0].hyperparameters,
+        )  # fmt: skip
+
+    records, results = run(["clnp"], 10)
+    account = tuple(LayerCapacity(name, 4096, 9, 5, 3) for name in layers)
+    results = [replace(r, selection=many(r.selection), capacity=account) for r in results]
+    drawings = document(labelled([told((records, results), 10)])).drawings
+    kinds = ("capacity", "hyperparameters", "parallel")
+    chosen = [d for d in drawings if d.name.partition("_")[0] in kinds]
+    assert len(chosen) == 4
+    assert [fault for d in chosen for fault in faults(d, monkeypatch)] == []
+
+
+def test_a_chain_without_any_learned_task_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = told(run(["clnp", "ewc"], 2, end=("ewc", 0, 1)), 2)
+    drawings = document(labelled([made])).drawings
+    assert "tradeoff_ewc" in {d.name for d in drawings}
+    assert [fault for d in drawings for fault in faults(d, monkeypatch)] == []
+
+
+def test_lines_of_methods_differ_in_grey() -> None:
+    """Each sample of a legend, without its colour, differs from every other's by its marker or its
+    line."""
+    samples = []
+    for i in range(12):
+        figure = Figure(figsize=(1, 0.3), dpi=200)
+        look = {**style(i), "color": "#555555"}
+        figure.add_axes((0, 0, 1, 1), frameon=False).plot([0, 0.5, 1], [0.5] * 3, **look)
+        stream = io.BytesIO()
+        figure.savefig(stream)
+        samples.append(np.asarray(Image.open(stream).convert("L"), dtype=float))
+    for one, other in itertools.combinations(samples, 2):
+        assert np.count_nonzero(np.abs(one - other) > 60) > 40
+
+
+def test_the_parts_of_a_bar_differ_in_grey() -> None:
+    """The stack of a capacity bar: neighbours differ in brightness, or one of them is hatched."""
+    from matplotlib.colors import to_rgb
+
+    from clsearch.report.capacity_figures import _PARTS
+
+    def brightness(look: dict[str, Any]) -> float:
+        return float(np.dot(to_rgb(look["facecolor"]), (0.299, 0.587, 0.114)))
+
+    for one, other in itertools.pairwise(_PARTS.values()):
+        hatched = bool(one.get("hatch")) != bool(other.get("hatch"))
+        assert abs(brightness(one) - brightness(other)) > 0.25 or hatched
+
+
+def test_a_label_is_cut_in_its_middle() -> None:
+    """What tells long labels apart often stands at their ends."""
+    cut = fit("mas-with-slni-and-lambda-0.1", 8, 1.0)
+    assert cut.startswith("mas-")
+    assert cut.endswith("0.1")
+    assert inches(cut, 8) <= 1.0
+    assert fit("mas", 8, 1.0) == "mas"
+
+
+def test_figures_are_the_same_every_time() -> None:
+    made = told(accounted(run(["clnp", "ewc"], 2)), 2)
+    first, again = (document(labelled([made])).drawings for _ in range(2))
+    for one, other in zip(first[:2], again[:2], strict=True):
+        pictures = []
+        for drawing in (one, other):
+            stream = io.BytesIO()
+            with rc_context(_LOOK):
+                drawing.draw().savefig(stream, format="svg", metadata={"Date": None})
+            pictures.append(stream.getvalue())
+        assert pictures[0] == pictures[1]
+
+
+def test_points_of_trials_are_pixels_in_an_svg() -> None:
+    made = told(run(["ewc"], 1, seeds=2), 1)
+    drawing = next(d for d in document(labelled([made])).drawings if d.name == "tradeoff_ewc")
+    stream = io.BytesIO()
+    with rc_context(_LOOK):
+        drawing.draw().savefig(stream, format="svg")
+    assert b"<image" in stream.getvalue()
+
+
+def test_a_legend_never_leaves_the_figure() -> None:
+    figure = Figure(figsize=(WIDTH, 2))
+    found = run(LONG, 1)
+    handles = method_handles(told(found, 1).methods)
+    legend(figure, handles)
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.width
