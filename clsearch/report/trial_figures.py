@@ -6,6 +6,7 @@ are pixels inside an SVG: ten thousand of them would make it slow to open.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -151,7 +152,7 @@ def scan(chains: Sequence[ChainView], records: Records, title: str) -> Figure:
             if candidate.accuracy is None or record is None or not record.scan:
                 continue
             best = s.best or 0
-            line = [(p.threshold, 100 * (p.accuracy - best)) for p in record.scan]
+            line = _steps([(p.threshold, 100 * (p.accuracy - best)) for p in record.scan])
             pruning = [x for x, _ in line if x > 0]
             positive.extend((min(pruning), max(pruning)) if pruning else ())
             if not candidate.chosen:
@@ -181,6 +182,12 @@ def scan(chains: Sequence[ChainView], records: Records, title: str) -> Figure:
     said = "threshold θ (mean activation)" if across < 4 else "θ (mean activation)"
     edges(axes, across, said, "accuracy − best (pp)")
     return figure
+
+
+def _steps(points: Sequence[Point]) -> list[Point]:
+    """A scan as it is: up to the next threshold nothing more is pruned."""
+    corners = [(x, y) for (_, y), (x, _) in itertools.pairwise(points)]
+    return [*points[:1], *(p for pair in zip(corners, points[1:], strict=True) for p in pair)]
 
 
 def _visible(line: Sequence[Point], low: float) -> list[Point]:
