@@ -176,6 +176,19 @@ def report(
 
 
 @app.command()
+def ui(
+    out: Folder,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port. Default: a free one.")
+    ] = None,
+) -> None:
+    """Open the audit trail: serve MLflow's UI on this machine until Ctrl-C."""
+    from clsearch.ui import serve
+
+    serve(out, port, Console())
+
+
+@app.command()
 def doctor(data: Data = None) -> None:
     """Check versions, devices, Ray, MLflow and data folders; say what to mend."""
     from clsearch.doctor import examine

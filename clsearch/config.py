@@ -196,6 +196,11 @@ class TrackingConfig(Strict):
     uri: str | None = Field(
         None, description="MLflow server; default a database in the output folder."
     )
+    system_metrics: bool = Field(
+        False,
+        description="Sample the load of the driver's machine (CPU, memory, disk, network, GPU) into"
+        " the run of the search.",
+    )
 
 
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]

@@ -105,10 +105,11 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
     from clsearch.report.tables import print_tables
     from clsearch.reporting import report
     from clsearch.search.ray_backend import RaySearcher
-    from clsearch.tracking import MLflowTracker, ui_command
+    from clsearch.tracking import MLflowTracker
+    from clsearch.ui import ui_command
 
     config, out = search.config, search.out
-    tracker = MLflowTracker(out, config.tracking.uri)
+    tracker = MLflowTracker(out, config.tracking.uri, config.tracking.system_metrics)
     try:
         searcher = RaySearcher(config.resources, options.address)
         try:
@@ -199,7 +200,7 @@ def _summary(results: Sequence[TaskResult]) -> dict[str, float]:
         ):
             value = metric(matrix)
             if value is not None:
-                found[f"{name}.{chain.method}.seed-{chain.seed}"] = value
+                found[f"{name}/{chain.method}.seed-{chain.seed}"] = value
     return found
 
 

@@ -23,7 +23,8 @@ class SearchInfo:
     """What the tracker says of a search as a whole.
 
     `digest` identifies the search: the same search replayed finds its runs again by it.
-    `tasks` is one mapping a task: number, name, classes, data digest, and counts of samples.
+    `tasks` is one mapping a task: number, name, classes, data digest, and the counts of samples
+    `train`, `validation` and `test`.
     """
 
     name: str
@@ -38,13 +39,17 @@ class Committed:
 
     `model_files` is a folder holding the exported model: `model.pt2` and the sample batch
     `example.npy` it was exported with (None where the chain ended without a model).
-    `seeded_by` is the trial key of the selection at the task before, if there was one.
+    `seeded_by` is the trial key of the selection at the task before that the trials started from,
+    if there was one, and `parent` the key of its commit. `metrics` are logged as they are, and
+    `figures` (PNG files) beside them.
     """
 
     result: TaskResult
     model_files: Path | None = None
     seeded_by: str | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    parent: str | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    figures: Sequence[Path] = ()
 
 
 class Tracker(Protocol):
@@ -65,7 +70,7 @@ class Tracker(Protocol):
 
     def finish(self, figures: Sequence[Path], metrics: Mapping[str, float], status: str) -> None:
         """The end of the search: figures and files as artifacts of the parent run, summary
-        metrics, and `status` (FINISHED, FAILED or KILLED)."""
+        metrics (fractions), and `status` (FINISHED, FAILED or KILLED)."""
 
     def close(self, timeout: float) -> int:
         """Delivers what it can within `timeout` seconds; returns how many entries still wait."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clsearch.audit import percent
 from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config
 from clsearch.errors import DepletedError, StoreError
@@ -25,6 +26,7 @@ from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
 from clsearch.refinement import Entry, Refinement
+from clsearch.report.selection_figures import selection_figures
 from clsearch.report.tables import write_tables
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
@@ -331,15 +333,15 @@ class Search:
                     self.tracker.trial(record)
                     self.progress.record(record, known=True)
             if entry.selection.outcome == "selected":
-                self._commit(c, task, data, entry.selection)
+                self._commit(c, task, data, entry)
             else:
                 self._end(c, entry.selection)
 
-    def _commit(
-        self, c: _Chain, task: Task, data: Mapping[int, TaskData], selection: Selection
-    ) -> None:
+    def _commit(self, c: _Chain, task: Task, data: Mapping[int, TaskData], entry: Entry) -> None:
         """Commits and evaluates the selection of one chain at one task."""
-        seeded_by = c.history[-1].selection.trial_key if c.commit_key else None
+        selection = entry.selection
+        parent = c.commit_key
+        seeded_by = c.history[-1].selection.trial_key if parent else None
         learned = Learned(
             self.config,
             c.system,
@@ -357,11 +359,11 @@ class Search:
         with tempfile.TemporaryDirectory(prefix="clsearch-model-") as folder:
             metadata = provenance(self.config, result)
             write_model_files(Path(folder), c.system, made.state, task, metadata)
-            stored = {
-                "stored_validation_accuracy": made.validation_accuracy,
-                "stored_bytes": float(result.memory_bytes or 0),
-            }
-            self.tracker.committed(Committed(result, Path(folder), seeded_by, stored))
+            stored = {"stored/validation_accuracy": percent(made.validation_accuracy)}
+            figures = selection_figures(Path(folder), result, entry.records)
+            self.tracker.committed(
+                Committed(result, Path(folder), seeded_by, parent, stored, figures)
+            )
         self.progress.selected(result)
 
     def _end(self, c: _Chain, selection: Selection) -> None:

@@ -315,7 +315,7 @@ def test_its_output_is_plain_lines_about_the_search_alone(searched: tuple[Path, 
     assert "8 trials trained." in text
     audit = [line for line in text.splitlines() if "mlflow" in line.lower()]
     assert len(audit) == 1
-    assert "mlflow.db" in audit[0]
+    assert "clsearch ui " in audit[0]
     for word in ("INFO", "WARN", "ray", "Optuna", "alembic", "Traceback"):
         assert word not in text, word
 

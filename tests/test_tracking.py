@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from servers import answering, free_port, server
 
+from clsearch import audit
 from clsearch import outbox as outbox_module
 from clsearch.errors import InputError, StoreError
+from clsearch.notes import table_row
 from clsearch.outbox import Entry, Ledger, Outbox
 from clsearch.protocols import Committed, SearchInfo
 from clsearch.records import Candidate, LayerCapacity, ScanPoint, Selection, TaskResult, TrialRecord
-from clsearch.tracking import MLflowTracker, store_of, ui_command
+from clsearch.tracking import MLflowTracker, store_of
 
 DIGEST = "d" * 32
-INFO = SearchInfo(
-    "demo", DIGEST, {"training": {"epochs": 3}, "seeds": [0]}, [{"number": 1, "name": "split 0-1"}]
-)
+CONFIG = {"scenario": {"name": "permuted", "source": "digits", "root": "/somewhere"}, "seeds": [0]}
+TASKS = [
+    {"number": n, "name": f"permuted-{n}", "classes": ["a", "b"], "digest": f"{n:032x}",
+     "train": 90, "validation": 10, "test": 20}
+    for n in (1, 2)
+]  # fmt: skip
+INFO = SearchInfo("demo", DIGEST, CONFIG, TASKS)
 
 
 def trial(number: int, task: int = 1, **changes: Any) -> TrialRecord:
@@ -68,13 +75,16 @@ def selection(number: int, task: int = 1) -> Selection:
     )  # fmt: skip
 
 
-def committed(number: int, model: Path | None, task: int = 1) -> Committed:
+def committed(
+    number: int, model: Path | None, task: int = 1, figures: Sequence[Path] = ()
+) -> Committed:
     account = LayerCapacity("fc1", 20, 15, 6, 4), LayerCapacity("fc2", 10, 8, 3, 0)
     result = TaskResult(
-        selection(number, task), f"commit-{number}-{task}", (0.91, None), (5, 2),
+        selection(number, task), f"commit-{number}-{task}", (0.91, None)[:task], (5, 2),
         capacity=account, transfer=task == 2,
     )  # fmt: skip
-    return Committed(result, model, "f" * 32 if task > 1 else None, {"retained": 0.5})
+    before = ("f" * 32, f"commit-{number}-{task - 1}") if task > 1 else (None, None)
+    return Committed(result, model, *before, {"retained": 0.5}, figures)
 
 
 def play(tracker: MLflowTracker, model: Path, figure: Path) -> None:
@@ -83,8 +93,8 @@ def play(tracker: MLflowTracker, model: Path, figure: Path) -> None:
     for task in (1, 2):
         for number in (1, 2):
             tracker.trial(trial(number, task))
-        tracker.committed(committed(2, model, task))
-    tracker.finish([figure], {"mean_accuracy": 0.9}, "FINISHED")
+        tracker.committed(committed(2, model, task, [figure]))
+    tracker.finish([figure], {"average_accuracy/ewc.seed-0": 0.9}, "FINISHED")
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +162,7 @@ def runs(look: Any) -> dict[str, Any]:
     experiment = look.get_experiment_by_name("demo")
     found = look.search_runs([experiment.experiment_id])
     assert len({run.data.tags["clsearch.key"] for run in found}) == len(found), "duplicates"
-    return {
-        f"{run.data.tags['clsearch.task']}: {run.info.run_name}"
-        if run.data.tags["clsearch.kind"] == "trial"
-        else run.info.run_name: run
-        for run in found
-    }
+    return {run.info.run_name.removesuffix(" · selected"): run for run in found}
 
 
 def everything(look: Any) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def test_runs_are_nested_and_tagged(played: Path) -> None:
     found = runs(client(played))
     assert len(found) == 1 + 2 + 4
     search, task = found["search dddddddd"], found["ewc · seed 0 · task 2"]
-    chosen = found["2: trial 0000… lr=0.001 strength=20"]
+    chosen = found["ewc · seed 0 · task 2 · lr=0.001 strength=20"]
     assert task.data.tags["mlflow.parentRunId"] == search.info.run_id
     assert chosen.data.tags["mlflow.parentRunId"] == task.info.run_id
     names = ("search", "method", "seed", "task", "trial_key", "status", "selected", "key")
@@ -201,60 +206,163 @@ def test_runs_are_nested_and_tagged(played: Path) -> None:
 
 
 def test_trial_params_metrics_and_times(played: Path) -> None:
-    run = runs(client(played))["1: trial 0000… lr=0.001 strength=20"]
-    assert run.data.params == {"lr": "0.001", "strength": "20"}
+    run = runs(client(played))["ewc · seed 0 · task 1 · lr=0.001 strength=20"]
+    assert run.data.params == {
+        "method": "ewc", "seed": "0", "task": "1", "lr": "0.001", "strength": "20"
+    }  # fmt: skip
     metrics = run.data.metrics
-    assert metrics["validation_accuracy"] == pytest.approx(0.902)
+    assert metrics["validation_accuracy"] == 90.2
     assert (metrics["drift"], metrics["duration"], metrics["epochs"]) == (0.25, 2.5, 3)
-    assert not {"free", "free.fc1"} & set(metrics)  # a trial frees nothing before it is pruned
     assert (run.info.start_time, run.info.end_time) == (1_700_000_002_000, 1_700_000_004_500)
 
 
 def test_scan_and_epochs_are_stepped_metrics(played: Path) -> None:
+    """The step of a scan is the number of neurons it frees."""
     look = client(played)
-    run = runs(look)["1: trial 0000… lr=0.001 strength=10"].info.run_id
+    run = runs(look)["ewc · seed 0 · task 1 · lr=0.001 strength=10"].info.run_id
 
     def steps(name: str) -> list[tuple[int, float]]:
         return sorted((m.step, m.value) for m in look.get_metric_history(run, name))
 
-    assert steps("validation_accuracy_by_epoch") == [(1, 0.5), (2, 0.7), (3, 0.9)]
-    assert steps("scan_accuracy") == [(0, 0.9), (1, 0.8)]
-    assert steps("scan_threshold") == [(0, 0.0), (1, 0.5)]
-    assert steps("scan_free") == [(0, 1), (1, 7)]
-    assert steps("scan_free.fc2") == [(0, 0), (1, 3)]
+    assert steps("epoch/validation_accuracy") == [(1, 50), (2, 70), (3, 90)]
+    assert steps("scan/accuracy") == [(1, 90), (7, 80)]
+    assert steps("scan/threshold") == [(1, 0.0), (7, 0.5)]
+    assert steps("scan/free.fc2") == [(1, 0), (7, 3)]
+
+
+def test_names_and_tags_sort_by_task() -> None:
+    places = [audit.place_of({"method": "m", "seed": 0, "task": n}, 25) for n in (10, 2)]
+    assert sorted(audit.name_of(p) for p in places) == [
+        "m · seed 0 · task 02", "m · seed 0 · task 10"
+    ]  # fmt: skip
+    assert [p["task"] for p in places] == ["10", "02"]
+
+
+def test_trials_and_selections_are_compared_by_the_same_metrics(played: Path) -> None:
+    """And every trial says what came of it. The selected one gives up 90.2 − 89.5 points."""
+    found = runs(client(played))
+    task, won, lost = (
+        found[f"ewc · seed 0 · task 2{end}"]
+        for end in ("", " · lr=0.001 strength=20", " · lr=0.001 strength=10")
+    )
+    assert won.info.run_name.endswith(" · selected")
+    for run in (task, won, lost):
+        assert set(audit.OUTCOME) < set(run.data.metrics)
+    assert task.data.metrics["accuracy_cost"] == pytest.approx(0.7)
+    assert lost.data.metrics["accuracy_cost"] == pytest.approx(0.2)
+    tags = lost.data.tags
+    assert (tags["clsearch.within_margin"], tags["clsearch.why"]) == ("true", "leaves less free")
+    assert tags["mlflow.note.content"].startswith("Not selected at [ewc · seed 0 · task 2]")
+    assert won.data.tags["mlflow.note.content"] == task.data.tags["mlflow.note.content"]
 
 
 def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -> None:
     look = client(played)
     run = runs(look)["ewc · seed 0 · task 2"]
     expected = {
-        "margin": 1.0, "best": 0.902, "floor": 0.892, "validation_accuracy": 0.902,
-        "accuracy": 0.895, "sparsity": 7 / 30, "threshold": 0.5, "free": 7, "free.fc1": 5,
-        "free.fc2": 2, "test_accuracy.task_1": 0.91, "candidates_within_margin": 2, "retained": 0.5,
-        "units": 30, "units.fc1": 20, "used": 23, "used.fc2": 8, "new": 9, "new.fc1": 6,
-        "reused": 4, "reused.fc1": 4, "reused.fc2": 0,
+        "margin": 1, "best": 90.2, "floor": 89.2, "validation_accuracy": 90.2,
+        "pruned_accuracy": 89.5, "sparsity": 23.3333, "threshold": 0.5, "free": 7, "free.fc1": 5,
+        "free.fc2": 2, "stored/free": 7, "test_accuracy/task_1": 91, "candidates_within_margin": 2,
+        "retained": 0.5, "capacity/units": 30, "capacity/units.fc1": 20, "capacity/used": 23,
+        "capacity/used.fc2": 8, "capacity/new": 9, "capacity/new.fc1": 6, "capacity/reused": 4,
+        "capacity/reused.fc2": 0,
     }  # fmt: skip
     assert {k: run.data.metrics[k] for k in expected} == pytest.approx(expected)
-    assert "test_accuracy.task_2" not in run.data.metrics
+    assert not {"test_accuracy/task_2", "test_accuracy"} & set(run.data.metrics)
+    assert run.data.params == {"method": "ewc", "seed": "0", "task": "2"}
     tags = run.data.tags
     assert tags["clsearch.outcome"] == "selected"
     assert tags["clsearch.reason"] == "it leaves the most free capacity"
     assert tags["clsearch.seeded_by"] == "f" * 32
+    assert tags["clsearch.hyperparameters"] == "lr=0.001 strength=20"
     assert tags["clsearch.transfer"] == "true"
     assert runs(look)["ewc · seed 0 · task 1"].data.tags["clsearch.transfer"] == "false"
-    note = tags["mlflow.note.content"]
-    assert "Last-layer transfer" in note
-    assert f"trial `{2:032x}`" in note
-    assert "2 of 2 candidates are within the margin of 1 percentage points" in note
     file = look.download_artifacts(run.info.run_id, "selection.json", str(tmp_path))
     assert Selection.from_json(json.loads(Path(file).read_text())) == selection(2, task=2)
+    names = [f.path for f in look.list_artifacts(run.info.run_id, "figures")]
+    assert names == ["figures/accuracy.svg"]
+
+
+def test_descriptions_answer_and_link(played: Path) -> None:
+    """From task to task and to the models and back: every link leads to a run or a version."""
+    look = client(played)
+    found = runs(look)
+    first, second = (found[f"ewc · seed 0 · task {n}"] for n in (1, 2))
+    note = second.data.tags["mlflow.note.content"]
+    for words in (
+        "**Why:** it leaves the most free capacity.",
+        "0.70 points given up, of a margin of 1: validation 89.50 % pruned, best 90.20 %",
+        "fc1 5 of 20, fc2 2 of 10 neurons",
+        "(commit `commit-2-1`)",
+        "Within the margin: 2 of 2 trials",
+        table_row(("90.10", "90.00", "20.00", "7", "leaves less free")).removeprefix("| "),
+        "Last-layer transfer",
+    ):
+        assert words in note
+    linked = set(re.findall(r"/runs/(\w+)\?", note))
+    trials = {r.info.run_id for n, r in found.items() if n.startswith("ewc · seed 0 · task 2 ·")}
+    assert linked == {first.info.run_id, second.info.run_id} | trials
+    assert "(#/models/demo.ewc.seed-0/versions/1), selected at [ewc · seed 0 · task 1]" in note
+    assert "(#/models/demo.ewc.seed-0/versions/2) · alias `task-2`" in note
+    before = first.data.tags["mlflow.note.content"]
+    assert f"[ewc · seed 0 · task 2](#/experiments/{second.info.experiment_id}/" in before
+    version = look.get_model_version_by_alias("demo.ewc.seed-0", "task-1")
+    assert version.description == before
+    assert version.run_id == first.info.run_id
+    search = found["search dddddddd"].data.tags["mlflow.note.content"]
+    assert "over 2 tasks: permuted-1, permuted-2" in search
+    assert f"runs/{second.info.run_id}?workflowType=machine_learning)" in search
+
+
+def test_data_sets_are_inputs_of_trials_and_selections(played: Path) -> None:
+    look = client(played)
+    for name, run in runs(look).items():
+        inputs = look.get_run(run.info.run_id).inputs.dataset_inputs
+        if name.startswith("search"):
+            assert inputs == []
+            continue
+        number = run.data.params["task"]
+        seen = {i.tags[0].value: i.dataset for i in inputs}
+        assert set(seen) == {"training", "validation"}
+        assert seen["training"].name == f"permuted-{number} train"
+        assert {d.digest for d in seen.values()} == {f"{int(number):032x}"}
+        assert json.loads(seen["training"].source) == {"name": "permuted", "source": "digits"}
+        assert json.loads(seen["validation"].profile) == {"samples": 10, "classes": 2}
+
+
+def test_views_are_saved_with_the_hyperparameters_as_columns(played: Path) -> None:
+    look = client(played)
+    tags = look.get_experiment_by_name("demo").tags
+    view = json.loads(tags["mlflow.sharedViewState.clsearch-trials-ewc"])
+    state = json.loads(view["state"])
+    assert view["name"] == "Trials of ewc"
+    assert {"params.`lr`", "params.`strength`", "metrics.`sparsity`"} < set(
+        state["selectedColumns"]
+    )
+    chosen = json.loads(tags["mlflow.sharedViewState.clsearch-selected"])
+    query = json.loads(chosen["state"])["searchFilter"]
+    found = look.search_runs([look.get_experiment_by_name("demo").experiment_id], query)
+    assert sorted(r.info.run_name for r in found) == [
+        f"ewc · seed 0 · task {n} · lr=0.001 strength=20 · selected" for n in (1, 2)
+    ]
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_a_changed_description_of_the_experiment_stays(out: Path) -> None:
+    look = client(out)
+    number = look.create_experiment("demo")
+    look.set_experiment_tag(number, "mlflow.note.content", "mine")
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    assert tracker.close(60) == 0, tracker.problem
+    assert look.get_experiment(number).tags["mlflow.note.content"] == "mine"
 
 
 def test_search_run_has_config_report_and_summary(played: Path) -> None:
     look = client(played)
     run = runs(look)["search dddddddd"]
-    assert run.data.params == {"training.epochs": "3", "seeds.0": "0"}
-    assert run.data.metrics == {"mean_accuracy": 0.9}
+    assert run.data.params["scenario.name"] == "permuted"
+    assert run.data.metrics == {"average_accuracy/ewc.seed-0": 90}
     assert run.data.tags["clsearch.status"] == "FINISHED"
     assert {f.path for f in look.list_artifacts(run.info.run_id)} >= {"config.json", "report"}
     assert [f.path for f in look.list_artifacts(run.info.run_id, "report")] == [
@@ -277,13 +385,13 @@ def test_failed_trial_keeps_its_reason_and_logs_no_nan(out: Path) -> None:
     assert tracker.close(60) == 0, tracker.problem
     look = client(out)
     found = runs(look)
-    failed = found["1: trial 0000… lr=0.001 strength=10"]
+    failed = found["ewc · seed 0 · task 1 · lr=0.001 strength=10"]
     assert failed.info.status == "FAILED"
     assert failed.data.tags["clsearch.reason"] == "loss is NaN"
     assert "validation_accuracy" not in failed.data.metrics
-    history = look.get_metric_history(failed.info.run_id, "validation_accuracy_by_epoch")
-    assert [(m.step, m.value) for m in history] == [(1, 0.5)]
-    pruned = found["1: trial 0000… lr=0.001 strength=20"]
+    history = look.get_metric_history(failed.info.run_id, "epoch/validation_accuracy")
+    assert [(m.step, m.value) for m in history] == [(1, 50)]
+    pruned = found["ewc · seed 0 · task 1 · lr=0.001 strength=20"]
     assert (pruned.info.status, pruned.data.tags["clsearch.status"]) == ("FINISHED", "PRUNED")
     task = found["ewc · seed 0 · task 1"]
     assert (task.info.status, task.data.tags["clsearch.outcome"]) == ("FAILED", "failed")
@@ -313,6 +421,8 @@ def test_selected_models_load_without_pickle(
     loaded = mlflow.pytorch.load_model("models:/demo.ewc.seed-0@task-2")
     assert torch.equal(loaded(pixels), exported(pixels))
     generic = mlflow.pyfunc.load_model("models:/demo.ewc.seed-0@task-2")
+    latest = mlflow.pyfunc.load_model("models:/demo.ewc.seed-0/latest")
+    assert latest.metadata.model_id == logged[0].model_id
     one = pixels[:1].numpy()
     assert np.array_equal(generic.predict(one), exported(pixels[:1]).detach().numpy())
 
@@ -415,7 +525,7 @@ def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
     tracker.committed(committed(2, None))
     tracker.trial(trial(2))
     assert tracker.close(60) == 0, tracker.problem
-    run = runs(client(out))["1: trial 0000… lr=0.001 strength=20"]
+    run = runs(client(out))["ewc · seed 0 · task 1 · lr=0.001 strength=20"]
     assert run.data.tags["clsearch.selected"] == "true"
 
 
@@ -425,13 +535,13 @@ def test_run_created_twice_by_a_lost_answer_is_one_again(out: Path) -> None:
     tracker.trial(trial(1))
     assert tracker.close(60) == 0, tracker.problem
     look = client(out)
-    run = runs(look)["1: trial 0000… lr=0.001 strength=10"]
+    run = runs(look)["ewc · seed 0 · task 1 · lr=0.001 strength=10"]
     look.create_run(run.info.experiment_id, 1, run.data.tags, run.info.run_name)
     tracker = MLflowTracker(out)
     tracker.start(INFO)
     tracker.trial(trial(2))
     assert tracker.close(60) == 0, tracker.problem
-    assert runs(look)["1: trial 0000… lr=0.001 strength=10"].info.run_id == run.info.run_id
+    assert runs(look)["ewc · seed 0 · task 1 · lr=0.001 strength=10"].info.run_id == run.info.run_id
 
 
 def test_long_histories_are_logged_in_batches(out: Path) -> None:
@@ -441,9 +551,9 @@ def test_long_histories_are_logged_in_batches(out: Path) -> None:
     tracker.trial(trial(1, scan=scan, curve=tuple(i / 700 for i in range(700))))
     assert tracker.close(60) == 0, tracker.problem
     look = client(out)
-    run = runs(look)["1: trial 0000… lr=0.001 strength=10"].info.run_id
-    assert len(look.get_metric_history(run, "validation_accuracy_by_epoch")) == 700
-    assert len(look.get_metric_history(run, "scan_free.fc2")) == 100
+    run = runs(look)["ewc · seed 0 · task 1 · lr=0.001 strength=10"].info.run_id
+    assert len(look.get_metric_history(run, "epoch/validation_accuracy")) == 700
+    assert len(look.get_metric_history(run, "scan/free.fc2")) == 100
 
 
 def test_a_layers_own_strength_is_a_parameter(out: Path) -> None:
@@ -452,7 +562,7 @@ def test_a_layers_own_strength_is_a_parameter(out: Path) -> None:
     tracker.trial(trial(1, hyperparameters={"lr": 0.001, "l1.conv1": 1e-5}))
     assert tracker.close(60) == 0
     (run,) = (run for name, run in runs(client(out)).items() if "l1.conv1=1e-05" in name)
-    assert run.data.params == {"lr": "0.001", "l1.conv1": "1e-05"}
+    assert run.data.params["l1.conv1"] == "1e-05"
 
 
 # Entries that MLflow refuses, and folders that cannot be written
@@ -468,7 +578,7 @@ def test_refused_entry_is_set_aside_with_its_reason(out: Path) -> None:
     content = json.loads(kept.read_text())
     assert "exceeds the maximum length" in content["reason"]
     assert json.loads(content["entry"])["body"]["trial_key"] == f"{1:032x}"
-    assert "1: trial 0000… lr=0.001 strength=20" in runs(client(out))
+    assert "ewc · seed 0 · task 1 · lr=0.001 strength=20" in runs(client(out))
 
 
 def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
@@ -547,54 +657,7 @@ def test_entries_keep_their_order_beyond_nine(tmp_path: Path) -> None:
     assert first.read() == {"n": 0}
 
 
-def test_ui_command(tmp_path: Path) -> None:
-    out = tmp_path / "a run"
-    command = ui_command(out)
-    assert command.endswith(f"--backend-store-uri 'sqlite:///{out}/mlflow.db'")
-    assert ui_command(out, "http://host:5000").endswith(" http://host:5000")
-
-
 # Servers
-
-
-@contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[str]:
-    """A real server of MLflow on loopback, in a process group of its own."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", str(folder / "server-artifacts")]
-    environment = {
-        **os.environ,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
-        )
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(20)
-
-
-def answering(port: int, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as line:
-            line.sendall(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
-            if b"200" in line.recv(64):
-                return
-        time.sleep(0.3)
-    pytest.fail("the server did not come up")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.mark.slow
@@ -676,3 +739,26 @@ sys.exit(tracker.close(60))
     dead = [*command, tmp_path / "b", f"http://127.0.0.1:{free_port()}"]
     away = subprocess.run(dead, capture_output=True, timeout=120, check=False)
     assert (away.returncode, away.stdout, away.stderr) == (1, b"", b"")
+
+
+def test_system_metrics_are_sampled_into_the_run_of_the_search(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On request, by one thread that ends with the search; a resumed search goes on with them."""
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    look = client(out)
+    counts = []
+    for number in (1, 2):
+        tracker = MLflowTracker(out, system_metrics=True)
+        tracker.start(INFO)
+        tracker.trial(trial(number))
+        time.sleep(1)
+        tracker.finish([], {}, "FINISHED")
+        assert tracker.close(60) == 0, tracker.problem
+        assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+        run = runs(look)["search dddddddd"].info.run_id
+        history = look.get_metric_history(run, "system/cpu_utilization_percentage")
+        assert len({m.step for m in history}) == len(history)
+        counts.append(len(history))
+    assert 1 <= counts[0] < counts[1]
+    assert not [m for m in runs(look)["ewc · seed 0 · task 1"].data.metrics if "system" in m]

@@ -1,0 +1,387 @@
+"""From entries of the outbox to what stands in MLflow, in a background thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clsearch.audit import (
+    SEPARATOR,
+    Points,
+    chain_tags,
+    flat,
+    name_of,
+    outcome_points,
+    percent,
+    place_of,
+    selection_points,
+    slug,
+    tags_of,
+    trial_name,
+    trial_points,
+    within_margin,
+    words,
+)
+from clsearch.errors import DamagedError
+from clsearch.exports.mlmodel import write_mlmodel
+from clsearch.mlflow_runs import NAME, NOTE, Monitor, Run, SearchRuns
+from clsearch.notes import (
+    MOST_COMPARED,
+    Around,
+    Link,
+    TaskRow,
+    compare_link,
+    experiment_note,
+    lost_note,
+    run_link,
+    search_note,
+    selection_note,
+    version_link,
+    view_link,
+    with_next,
+)
+from clsearch.outbox import FINISH
+from clsearch.views import PLACE, SELECTED_KEY, SELECTIONS_KEY, base_views, trials_key, trials_view
+
+PASSING = (401, 403, 404, 407, 408, 425, 429)
+"""HTTP statuses in the 400s that may go away without another request."""
+REFUSALS = {
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"),
+    *("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "RESOURCE_CONFLICT", "NOT_IMPLEMENTED"),
+}
+"""MLflow's error codes that blame the request, not the server or the credentials."""
+
+
+def refused(error: Exception) -> bool:
+    """Whether an entry failed for a reason of its own, which another attempt cannot change."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        return 400 <= status < 500 and status not in PASSING
+    broken = (DamagedError, FileNotFoundError, LookupError, TypeError, ValueError)
+    return isinstance(error, broken) or getattr(error, "error_code", "") in REFUSALS
+
+
+class Delivery:
+    """Writes outbox entries to MLflow. Delivering one twice is the same as delivering it once."""
+
+    def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
+        self._uri, self._artifacts = uri, artifacts
+        self._searches: dict[str, _Search] = {}
+        self._monitor = Monitor(uri) if system_metrics else None
+
+    def __call__(self, content: Mapping[str, Any], files: Path) -> None:
+        """Delivers an entry. Raises whatever MLflow raises; what was known is then forgotten, so
+        that the next attempt looks at the server first."""
+        at, which = int(content["time"] * 1000), content["search"]
+        try:
+            if which["digest"] not in self._searches:
+                runs = SearchRuns(self._uri, self._artifacts, which["name"], which["digest"])
+                self._searches[which["digest"]] = _Search(runs, which["tasks"])
+            search = self._searches[which["digest"]]
+            if content["kind"] == FINISH:
+                self.close()
+            elif self._monitor is not None:
+                self._monitor.watch(search.parent(at))
+            search.deliver(content["kind"], content["body"], files, at)
+        except BaseException:
+            self._searches.clear()
+            raise
+
+    def close(self) -> None:
+        """Ends the samples of the driver's machine."""
+        if self._monitor is not None:
+            self._monitor.stop()
+
+
+class _Search:
+    """What is written of one search. `tasks` are their names."""
+
+    def __init__(self, runs: SearchRuns, tasks: list[str]) -> None:
+        self._runs, self._tasks = runs, tasks
+
+    def deliver(self, kind: str, body: Mapping[str, Any], files: Path, at: int) -> None:
+        kinds = {
+            "start": self._start,
+            "trial": self._trial,
+            "committed": self._committed,
+            FINISH: self._finish,
+        }
+        kinds[kind](body, files, at)
+
+    def parent(self, at: int, reopen: bool = True) -> Run:
+        """The run of the search."""
+        digest = self._runs.digest
+        run = self._runs.run(digest, f"search {digest[:8]}", None, tags_of("search"), at)
+        if reopen and run.status != "RUNNING":
+            self._runs.reopen(run)
+            self._runs.log(run, at, tags={"clsearch.status": "RUNNING"})
+        return run
+
+    def _start(self, body: Mapping[str, Any], files: Path, at: int) -> None:
+        run = self.parent(at)
+        self._runs.log(run, at, params=None if run.params else flat(body["config"]))
+        self._runs.text(run, body["config"], "config.json")
+        self._runs.text(run, body["tasks"], "tasks.json")
+        views = base_views(())
+        new = {k: v for k, v in views.items() if k not in self._runs.experiment_tags}
+        if NOTE not in self._runs.experiment_tags:
+            new[NOTE] = experiment_note(self._runs.name, self._views())
+        # MLflow's UI then shows what belongs to training, not to language models.
+        self._runs.tag_experiment({"mlflow.experimentKind": "custom_model_development", **new})
+        self._describe(at)
+
+    def _trial(self, body: Mapping[str, Any], files: Path, at: int) -> None:
+        lasted = int((body["duration"] or 0) * 1000)
+        began = int((body["started"] or 0) * 1000) or at - lasted
+        key, place = body["trial_key"], self._place(body)
+        task = self._task(body, began)
+        selected = task.tags.get("clsearch.chosen") == key
+        tags = tags_of("trial", place, key, body["status"], selected) | {
+            "clsearch.device": body["device"] or "unknown",
+            "clsearch.host": body["host"] or "unknown",
+            "clsearch.pack_size": str(body["pack_size"]),
+            "clsearch.reason": body["reason"] or "none",
+            "clsearch.fine_tuned": body["fine_tuned"] or "none",
+        }
+        name = trial_name(place, body, selected)
+        run = self._runs.run(self._key(body, key), name, task, tags, began)
+        points, params = trial_points(body), place | body["hyperparameters"]
+        self._runs.log(run, began + lasted, points=points, params=params, tags=tags)
+        if body["data"]:
+            self._runs.inputs(run, body["data"])
+        self._runs.end(run, "FAILED" if body["status"] == "FAILED" else "FINISHED", began + lasted)
+
+    def _committed(self, body: Mapping[str, Any], files: Path, at: int) -> None:
+        chosen = body["selection"]
+        task = self._task(chosen, at)
+        tags = {
+            "clsearch.chosen": chosen["trial_key"] or "none",
+            "clsearch.outcome": chosen["outcome"],
+            "clsearch.reason": chosen["reason"] or "none",
+            "clsearch.hyperparameters": words(chosen["hyperparameters"], " ") or chosen["outcome"],
+            "clsearch.commit": body["commit"] or "none",
+            "clsearch.seeded_by": body["seeded_by"] or "none",
+            "clsearch.parent_commit": body["parent"] or "none",
+            "clsearch.transfer": str(body["transfer"]).lower(),
+            "clsearch.status": "FAILED" if chosen["outcome"] == "failed" else "COMPLETE",
+        }
+        points = selection_points({**body, "tasks": len(self._tasks)})
+        self._runs.log(task, at, points=points, tags=tags)
+        self._runs.text(task, chosen, "selection.json")
+        self._runs.files(task, files / "figures", "figures")
+        if body["data"]:
+            self._runs.inputs(task, body["data"])
+        self._mark(chosen)
+        version = self._register(task, body, files / "model", at) if body["model"] else None
+        self._tell(task, body, version, at)
+        self._runs.end(task, "FAILED" if chosen["outcome"] == "failed" else "FINISHED", at)
+        self._show()
+        self._describe(at)
+
+    def _finish(self, body: Mapping[str, Any], files: Path, at: int) -> None:
+        parent = self.parent(at, reopen=False)
+        points: Points = [(name, percent(value), 0) for name, value in body["metrics"].items()]
+        self._runs.log(parent, at, points=points, tags={"clsearch.status": body["status"]})
+        self._runs.files(parent, files / "report", "report")
+        for run in self._runs.runs.values():
+            if run.status == "RUNNING" or run is parent:
+                self._runs.end(run, body["status"], at)
+
+    # Runs and their names
+
+    def _key(self, at_task: Mapping[str, Any], trial: str | None = None) -> str:
+        place = f"{at_task['method']}/{at_task['seed']}/{at_task['task']}"
+        return "/".join([self._runs.digest, place, *([trial] if trial else [])])
+
+    def _place(self, at_task: Mapping[str, Any]) -> dict[str, str]:
+        return place_of(at_task, len(self._tasks))
+
+    def _task(self, at_task: Mapping[str, Any], at: int) -> Run:
+        """The run of a chain at a task, to which `at_task` (a trial or a selection) belongs."""
+        key, place = self._key(at_task), self._place(at_task)
+        known = key in self._runs.runs
+        run = self._runs.run(key, name_of(place), self.parent(at), tags_of("task", place), at)
+        if not known:
+            self._link_next(at_task, self._link(run), at)
+            self._runs.log(run, at, params=place)
+        return run
+
+    def _beside(self, chosen: Mapping[str, Any], by: int) -> Run | None:
+        """The run of the same chain at an earlier or later task."""
+        return self._runs.runs.get(self._key({**chosen, "task": chosen["task"] + by}))
+
+    def _link(self, run: Run) -> Link:
+        return run_link(run.tags[NAME], self._runs.experiment, run.id)
+
+    # Descriptions
+
+    def _link_next(self, at_task: Mapping[str, Any], link: Link, at: int) -> None:
+        """Says of the task before that this one has begun: on its run, its trial and its model."""
+        before = self._beside(at_task, -1)
+        if before is None or NOTE not in before.tags:
+            return
+        told = with_next(before.tags[NOTE], link)
+        earlier = {**at_task, "task": at_task["task"] - 1}
+        trial = self._runs.runs.get(self._key(earlier, before.tags["clsearch.chosen"]))
+        for run in (before, trial):
+            if run is not None:
+                self._runs.log(run, at, tags={NOTE: told})
+        if "clsearch.model" in before.tags:
+            model, version = (before.tags[f"clsearch.{n}"] for n in ("model", "model_version"))
+            self._runs.describe_version(model, version, told)
+
+    def _around(self, task: Run, chosen: Mapping[str, Any], version: Any) -> Around:
+        """What the description of a selection links to."""
+        prefix, experiment = self._key(chosen) + "/", self._runs.experiment
+        runs = {
+            key.removeprefix(prefix): run
+            for key, run in self._runs.runs.items()
+            if key.startswith(prefix)
+        }
+        inside = [c["trial_key"] for c in within_margin(chosen)][:MOST_COMPARED]
+        ids = [runs[key].id for key in inside if key in runs]
+        compare = [compare_link("compare them", experiment, ids)] if len(ids) > 1 else []
+        every, key = f"all trials of {chosen['method']}", trials_key(chosen["method"])
+        compare.append(view_link(every, experiment, key, "CHART"))
+        before, after = (self._beside(chosen, by) for by in (-1, 1))
+        return Around(
+            task=self._link(task),
+            trials={key: self._link(run) for key, run in runs.items()},
+            model=version and version_link(version.name, version.version),
+            before=self._link(before) if before else None,
+            before_model=_model_of(before) if before else None,
+            after=self._link(after) if after else None,
+            compare=tuple(compare),
+        )
+
+    def _tell(self, task: Run, body: Mapping[str, Any], version: Any, at: int) -> None:
+        """Describes a selection: on its run, its trial, its model and the trials that lost."""
+        chosen = body["selection"]
+        around = self._around(task, chosen, version)
+        note = selection_note(body, around)
+        model = {}
+        if version is not None:
+            model = {
+                "clsearch.model": version.name,
+                "clsearch.model_version": str(version.version),
+            }
+            self._runs.describe_version(version.name, str(version.version), note)
+        self._runs.log(task, at, tags={NOTE: note, **model})
+        won = chosen["trial_key"]
+        for candidate in chosen["candidates"]:
+            key = candidate["trial_key"]
+            run = self._runs.runs.get(self._key(chosen, key))
+            if run is not None:
+                lost = lost_note(candidate, str(around.trials.get(won, won)), around.task)
+                tags = {
+                    "clsearch.why": candidate["why"],
+                    "clsearch.within_margin": str(candidate["accuracy"] is not None).lower(),
+                }
+                tags |= {NOTE: note, **model} if key == won else {NOTE: lost}
+                points = outcome_points(candidate, chosen["best"], chosen["layers"])
+                self._runs.log(run, at, points=points, tags=tags)
+        tuned = self._runs.runs.get(self._key(chosen, won)) if chosen["rounds"] else None
+        if tuned is not None:
+            points = outcome_points(chosen, chosen["best"], chosen["layers"])
+            self._runs.log(tuned, at, points=points, tags={NOTE: note, **model})
+
+    def _mark(self, chosen: Mapping[str, Any]) -> None:
+        """Tags and names the chosen trial of a task as selected, and no other."""
+        won = self._key(chosen, chosen["trial_key"] or "none")
+        suffix = SEPARATOR + "selected"
+        for key, run in self._runs.runs.items():
+            selected = str(key == won).lower()
+            if (
+                key.startswith(self._key(chosen) + "/")
+                and run.tags["clsearch.selected"] != selected
+            ):
+                name = run.tags[NAME].removesuffix(suffix) + (suffix if key == won else "")
+                self._runs.rename(run, name)
+                self._runs.log(run, 0, tags={"clsearch.selected": selected})
+
+    def _views(self) -> list[Link]:
+        """The saved views there are so far."""
+        of = self._runs.experiment
+        found = [
+            view_link("selected models", of, SELECTED_KEY),
+            view_link("selections by task, with test accuracy", of, SELECTIONS_KEY),
+        ]
+        return found + [
+            view_link(f"trials of {method}", of, trials_key(method), "CHART")
+            for method in self._methods()
+        ]
+
+    def _methods(self) -> dict[str, list[str]]:
+        """The hyperparameters of each method whose trials are known."""
+        found: dict[str, dict[str, None]] = {}
+        for run in self._runs.runs.values():
+            if run.tags["clsearch.kind"] == "trial":
+                names = found.setdefault(run.tags["clsearch.method"], {})
+                names |= dict.fromkeys(n for n in run.params if n not in PLACE)
+        return {method: sorted(names) for method, names in sorted(found.items())}
+
+    def _show(self) -> None:
+        """Saves the views of the experiment, with a column for each hyperparameter."""
+        methods = self._methods()
+        every = sorted({name for names in methods.values() for name in names})
+        views = base_views(every)
+        for method, names in methods.items():
+            views |= trials_view(method, names)
+        self._runs.tag_experiment(views)
+
+    def _describe(self, at: int) -> None:
+        """Describes the search: what it selected so far."""
+        rows = [
+            TaskRow(
+                self._link(run),
+                run.tags["clsearch.outcome"],
+                run.tags["clsearch.hyperparameters"],
+                run.metrics,
+            )
+            for _, run in sorted(self._runs.runs.items(), key=lambda item: item[1].tags[NAME])
+            if "clsearch.outcome" in run.tags
+        ]
+        note = search_note(self._runs.digest, self._tasks, rows, self._views())
+        self._runs.log(self.parent(at, reopen=False), at, tags={NOTE: note})
+
+    # Models
+
+    def _register(self, run: Run, body: Mapping[str, Any], folder: Path, at: int) -> Any:
+        """Makes the selected model a version of the chain's registered model, with its alias.
+
+        `latest` is no alias: MLflow keeps the word for the newest version, which is the same.
+        """
+        chosen, runs = body["selection"], self._runs
+        place = self._place(chosen)
+        name = slug(f"{runs.name}.{chosen['method']}.seed-{chosen['seed']}")
+        key = f"{self._key(chosen)}/{body['commit']}"
+        runs.describe_model(
+            name,
+            f"The models that the search `{runs.name}` selected for {chosen['method']}, seed "
+            f"{chosen['seed']}: a version for each task, with the alias `task-N`. The newest "
+            f"version, `models:/{name}/latest`, is that of the last task so far.",
+        )
+        found = runs.version(name, key)
+        if found is None:
+            tags = {**chain_tags(place), "clsearch.key": key, "clsearch.search": runs.digest}
+            tags["clsearch.trial_key"] = chosen["trial_key"]
+            params = chosen["hyperparameters"]
+            model_name = slug(SHORT.format(**place)).replace(".", "-")
+            logged = runs.logged_model(run, key, model_name, params, chain_tags(place))
+            write_mlmodel(folder, run.id, logged.model_id, at)
+            logged = runs.upload(run, logged.model_id, folder)
+            found = runs.add_version(name, logged, run, tags, "")
+        runs.alias(name, f"task-{chosen['task']}", found.version)
+        return found
+
+
+SHORT = "{method}-seed-{seed}-task-{task}"
+"""The name of a model in MLflow's list of logged models."""
+
+
+def _model_of(run: Run) -> Link | None:
+    """The model version that a selection became."""
+    if "clsearch.model" not in run.tags:
+        return None
+    return version_link(run.tags["clsearch.model"], run.tags["clsearch.model_version"])

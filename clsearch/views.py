@@ -1,0 +1,95 @@
+"""The saved views of an experiment: the table of runs with the right filter, columns and charts.
+
+MLflow's UI keeps a view as a tag of the experiment, in JSON; `clsearch ui` opens one, the menu
+"Views" has them all. A UI that does not know them shows its own table.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clsearch.audit import OUTCOME, slug
+from clsearch.notes import SELECTED
+
+PREFIX = "mlflow.sharedViewState."
+SELECTED_KEY, SELECTIONS_KEY = "clsearch-selected", "clsearch-selections"
+PLACE = ("method", "seed", "task")
+TESTED = ("test_accuracy", "average_test_accuracy")
+
+
+def trials_key(method: str) -> str:
+    return f"clsearch-trials-{slug(method)}"
+
+
+def base_views(hyper: Sequence[str]) -> dict[str, str]:
+    """The views of what was selected, as tags; `hyper` are the hyperparameters of all methods."""
+    selected = _view(
+        "Selected models", SELECTED, "params.`task`", (*PLACE, *hyper), OUTCOME, PLACE, ()
+    )
+    names = ("clsearch.hyperparameters",)
+    metrics = (*OUTCOME[1:4], "candidates_within_margin", *TESTED)
+    query = "tags.\"clsearch.kind\" = 'task'"
+    chosen = _view("Selections by task", query, "params.`task`", (), metrics, PLACE, names)
+    return {PREFIX + SELECTED_KEY: selected, PREFIX + SELECTIONS_KEY: chosen}
+
+
+def trials_view(method: str, hyper: Sequence[str]) -> dict[str, str]:
+    """The view of a method's trials, as a tag. One for each method: MLflow leaves a run without one
+    of the parameters out of its parallel coordinates."""
+    query = f"tags.\"clsearch.kind\" = 'trial' AND tags.\"clsearch.method\" = '{method}'"
+    columns = ("task", *hyper)
+    tags = ("clsearch.selected", "clsearch.within_margin", "clsearch.why")
+    name = f"Trials of {method}"
+    return {
+        PREFIX + trials_key(method): _view(
+            name, query, "params.`task`", columns, OUTCOME, columns, tags
+        )
+    }
+
+
+def _view(
+    name: str,
+    query: str,
+    order: str,
+    params: Sequence[str],
+    metrics: Sequence[str],
+    axes: Sequence[str],
+    tags: Sequence[str],
+) -> str:
+    """A view as MLflow's UI stores it. Sorted by a parameter, its list of runs is flat."""
+    section = "clsearch"
+    shown = {"selectedParams": list(axes), "selectedMetrics": ["sparsity", "pruned_accuracy"]}
+    parallel = _chart("PARALLEL", section, **shown, showAllRuns=False)
+    x, y = ({"key": key, "type": "METRIC"} for key in ("sparsity", "pruned_accuracy"))
+    state = {
+        "searchFilter": query,
+        "orderByKey": order,
+        "orderByAsc": True,
+        "selectedColumns": [
+            *(f"params.`{key}`" for key in params),
+            *(f"metrics.`{key}`" for key in metrics),
+            *(f"tags.`{key}`" for key in tags),
+        ],
+        "compareRunCharts": [parallel, _chart("SCATTER", section, xaxis=x, yaxis=y)],
+        "compareRunSections": [
+            {"uuid": section, "name": "Trade-off", "display": True, "isReordered": False,
+             "deleted": False, "isGenerated": False, "columns": 2, "cardHeight": 460}
+        ],
+        "runsHiddenMode": "SHOW_ALL",
+        "isAccordionReordered": True,
+    }  # fmt: skip
+    # The UI sorts views by these times; they must not differ when the same view is written again.
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
+
+
+def _chart(kind: str, section: str, **more: Any) -> Mapping[str, Any]:
+    return {
+        "uuid": f"{section}-{kind.lower()}",
+        "type": kind,
+        "metricSectionId": section,
+        "deleted": False,
+        "isGenerated": False,
+        **more,
+    }

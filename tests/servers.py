@@ -1,0 +1,114 @@
+"""Real servers for tests: MLflow's, and a PostgreSQL database to put behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int, store: str = "") -> Iterator[str]:
+    """A real server of MLflow on loopback, in a process group of its own; its database is a file
+    in the folder, or `store`."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += [
+        "--port",
+        str(port),
+        "--backend-store-uri",
+        store or f"sqlite:///{folder}/server.db",
+    ]
+    command += ["--artifacts-destination", str(folder / "server-artifacts")]
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(20)
+
+
+def answering(port: int, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as line:
+            line.sendall(b"GET /health HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+            if b"200" in line.recv(64):
+                return
+        time.sleep(0.3)
+    pytest.fail("the server did not come up")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _program(name: str) -> str:
+    """A program of PostgreSQL; skips where it is not installed."""
+    known = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+    found = shutil.which(name) or (str(known[0]) if known else None)
+    if found is None:
+        pytest.skip("no PostgreSQL on this machine: apt-get install postgresql")
+    return found
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The address of an empty database of a PostgreSQL server of its own, on loopback.
+
+    The server refuses to run as root: it is then another user's, who owns its files.
+    """
+    initdb, program = _program("initdb"), _program("postgres")
+    user = "postgres" if os.geteuid() == 0 else None
+    data, port = folder / "data", free_port()
+    folder.mkdir(parents=True)
+    if user is not None:
+        shutil.chown(folder, user)
+        for parent in folder.parents[:-1]:
+            if pwd.getpwnam(user).pw_uid != parent.stat().st_uid:
+                parent.chmod(parent.stat().st_mode | 0o011)
+    with (folder.parent / "postgres.log").open("ab") as log:
+        make = [initdb, "-D", str(data), "-U", "tester", "-A", "trust", "--no-sync"]
+        subprocess.run(make, user=user, stdout=log, stderr=log, check=True, cwd=folder)
+        arguments = ["-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(folder), "-F"]
+        process = subprocess.Popen(
+            [program, *arguments], user=user, stdout=log, stderr=log, cwd=folder
+        )
+        try:
+            _wait_for(port)
+            yield f"postgresql+psycopg2://tester@127.0.0.1:{port}/postgres"
+        finally:
+            process.send_signal(signal.SIGINT)  # fast: sessions are ended
+            process.wait(30)
+
+
+def _wait_for(port: int, seconds: float = 30) -> None:
+    import psycopg2
+
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(psycopg2.OperationalError):
+            psycopg2.connect(host="127.0.0.1", port=port, user="tester", dbname="postgres").close()
+            return
+        assert time.monotonic() < end, "PostgreSQL did not come up"
+        time.sleep(0.1)
