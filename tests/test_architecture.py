@@ -23,7 +23,8 @@ ROOMS = [
     *("system", "identity", "store", "protocols", "trial", "jobs", "search"),
     *("held_out", "commit", "refinement"),
     *("archive", "exports", "audit", "outbox", "tracking", "report", "sequence"),
-    *("folder", "selected", "reselect", "results", "status", "reporting"),
+    *("folder", "selected", "reselect", "evaluate", "compare"),
+    *("results", "status", "reporting"),
     *("progress", "dry_run", "doctor", "catalogue"),
     *("driver", "api", "cli", "reference", "__main__"),
 ]
