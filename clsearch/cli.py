@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -111,8 +112,6 @@ def select(
     force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
 ) -> None:
     """Select again from a run's finished trials, with another margin. Trains nothing."""
-    import json
-
     from clsearch import api
     from clsearch.files import atomic_write, check_writable
     from clsearch.reselect import print_selections
@@ -128,26 +127,64 @@ def select(
 @app.command()
 def export(
     out: Folder,
-    method: Annotated[str, typer.Option(help="Method, by its label.")],
-    task: Annotated[int, typer.Option(help="Task, counted from 1.")],
-    to: Annotated[Path, typer.Option(help="File to write: .pt2 or .safetensors.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            help="Where to; the ending says what: .pt2 (torch.export), .onnx, .safetensors, or "
+            ".mlflow, a folder for `mlflow models serve`. With --all, a new folder."
+        ),
+    ],
+    method: Annotated[str | None, typer.Option(help="Method, by its label.")] = None,
+    task: Annotated[int | None, typer.Option(help="Task, counted from 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed. Default: the run's first.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every selected model, with an index.")
+    ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(help="With --all: pt2, onnx, safetensors or mlflow. Default: pt2."),
+    ] = None,
     compact: Annotated[
         bool, typer.Option(help="Only the neurons that the task needs; says what that saves.")
     ] = False,
-    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    licence: Annotated[str, typer.Option(help="Licence of the model.")] = "not stated",
+    force: Annotated[bool, typer.Option(help="Replace what was exported there.")] = False,
 ) -> None:
-    """Write the selected model of a task, with its head, to a file."""
+    """Write the selected model of a task, with its head, to a file. Or all of them.
+
+    It takes pixels as the data set stores them: what stands between them and the network is inside.
+    """
     from clsearch import api
-    from clsearch.exports.compacted import print_compaction
+    from clsearch.exports.shown import print_export, print_index
 
     console = Console()
-    metadata = api.export(out, method, task, to, seed=seed, compact=compact, force=force)
-    accuracy = metadata["metrics"]["test_accuracy"]
-    console.print(f"{to}: {method}, task {task}, test accuracy {100 * accuracy:.2f} %")
-    if compact:
-        print_compaction(metadata["compaction"], console)
-    console.print(f"{to}.json: what it is, how it was chosen, its digests")
+    chosen = {"--method": method, "--task": task, "--seed": seed}
+    if every:
+        for name, value in chosen.items():
+            if value is not None:
+                raise InputError(name, value, "nothing beside --all, which exports every model")
+        index = api.export_all(
+            out,
+            to,
+            format=format or "pt2",
+            compact=compact,
+            licence=licence,
+            force=force,
+            note=lambda line: console.print(line, soft_wrap=True),
+        )
+        print_index(index, to, console)
+        return
+    if format is not None:
+        raise InputError("--format", format, "nothing without --all: the ending of --to says it")
+    if method is None or task is None:
+        missing = "--method" if method is None else "--task"
+        raise InputError(
+            missing, "nothing", "the model to export, by its method and task, or --all"
+        )
+    about = api.export(
+        out, method, task, to, seed=seed, compact=compact, licence=licence, force=force
+    )
+    print_export(about, to, console)
 
 
 @app.command()
@@ -186,6 +223,54 @@ def ui(
     from clsearch.ui import serve
 
     serve(out, port, Console())
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An exported model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What to measure it on: the name of a data set, or a YAML file that describes a "
+            "data set as `scenario.source` does, or a scenario. Default: its own task."
+        ),
+    ] = None,
+    task: Annotated[int | None, typer.Option(help="Of a scenario, the task, from 1.")] = None,
+    part: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
+    classes: Annotated[
+        str | None, typer.Option(help="Classes, with commas. Default: all that both have.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure an exported model on data: of its own task, or any other.
+
+    Classes of the model and of the data are the same by name.
+    """
+    from clsearch import evaluate as room
+
+    chosen = None if classes is None else classes.split(",")
+    found = room.evaluate(file, data, task=task, part=part, classes=chosen, root=root)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        room.print_evaluation(found, Console())
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Output folder of a run.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="That of another.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two runs: which selections differ, and why."""
+    from clsearch import compare as room
+
+    found = room.compare(a, b)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        room.print_comparison(found, Console())
 
 
 @app.command()
