@@ -18,8 +18,8 @@ from clsearch.audit import SEPARATOR, test_accuracies, within_margin, words
 MOST_ROWS, MOST_COMPARED = 12, 12
 """Candidates in a table and on one page: a description has room for 5000 characters."""
 NEXT = "Next task"
-GAP = "\u2002"
-"""A space that Markdown keeps: MLflow sets the cells of a table side by side without one."""
+GAP = "&ensp;"
+"""A space at the end of a cell: MLflow sets the cells of a table side by side without one."""
 TRAINING = "workflowType=machine_learning"
 """Has MLflow's UI show what belongs to training: with it a description stands first on a page."""
 ROOM = 4400
