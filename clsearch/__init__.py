@@ -1,6 +1,6 @@
 """Hyperparameter and graceful-forgetting search for continual learning, distributed with Ray.
 
-From Python: `load_config`, `run`, `Results`, `select`, `export`. They are imported when first used,
+From Python: `load_config`, `run`, `Results`, `select`, `export`, `export_all`. They are imported when first used,
 so that `import clsearch` alone is quick.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clsearch.api import Results, export, load_config, run, select
+    from clsearch.api import Results, export, export_all, load_config, run, select
 
 __version__ = "0.1.0"
-__all__ = ["Results", "__version__", "export", "load_config", "run", "select"]
+__all__ = ["Results", "__version__", "export", "export_all", "load_config", "run", "select"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,9 +10,9 @@ from clsearch.config import Config, load_config
 from clsearch.driver import Options, run_search
 from clsearch.reselect import select
 from clsearch.results import Results
-from clsearch.selected import export
+from clsearch.selected import export, export_all
 
-__all__ = ["Results", "export", "load_config", "run", "select"]
+__all__ = ["Results", "export", "export_all", "load_config", "run", "select"]
 
 
 def run(

@@ -128,26 +128,62 @@ def select(
 @app.command()
 def export(
     out: Folder,
-    method: Annotated[str, typer.Option(help="Method, by its label.")],
-    task: Annotated[int, typer.Option(help="Task, counted from 1.")],
-    to: Annotated[Path, typer.Option(help="File to write: .pt2 or .safetensors.")],
+    to: Annotated[
+        Path,
+        typer.Option(
+            help="Where to; the ending says what: .pt2 (torch.export), .onnx, .safetensors, or "
+            ".mlflow, a folder for `mlflow models serve`. With --all, a new folder."
+        ),
+    ],
+    method: Annotated[str | None, typer.Option(help="Method, by its label.")] = None,
+    task: Annotated[int | None, typer.Option(help="Task, counted from 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed. Default: the run's first.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every selected model, with an index.")
+    ] = False,
+    format: Annotated[
+        str | None,
+        typer.Option(help="With --all: pt2, onnx, safetensors or mlflow. Default: pt2."),
+    ] = None,
     compact: Annotated[
         bool, typer.Option(help="Only the neurons that the task needs; says what that saves.")
     ] = False,
-    force: Annotated[bool, typer.Option(help="Replace files that exist.")] = False,
+    licence: Annotated[str, typer.Option(help="Licence of the model.")] = "not stated",
+    force: Annotated[bool, typer.Option(help="Replace what was exported there.")] = False,
 ) -> None:
-    """Write the selected model of a task, with its head, to a file."""
+    """Write the selected model of a task, with its head, to a file. Or all of them.
+
+    It takes pixels as the data set stores them: what stands between them and the network is inside.
+    """
     from clsearch import api
-    from clsearch.exports.compacted import print_compaction
+    from clsearch.exports.shown import print_export, print_index
 
     console = Console()
-    metadata = api.export(out, method, task, to, seed=seed, compact=compact, force=force)
-    accuracy = metadata["metrics"]["test_accuracy"]
-    console.print(f"{to}: {method}, task {task}, test accuracy {100 * accuracy:.2f} %")
-    if compact:
-        print_compaction(metadata["compaction"], console)
-    console.print(f"{to}.json: what it is, how it was chosen, its digests")
+    chosen = {"--method": method, "--task": task, "--seed": seed}
+    if every:
+        for name, value in chosen.items():
+            if value is not None:
+                raise InputError(name, value, "nothing beside --all, which exports every model")
+        index = api.export_all(
+            out,
+            to,
+            format=format or "pt2",
+            compact=compact,
+            licence=licence,
+            force=force,
+            note=lambda line: console.print(line, soft_wrap=True),
+        )
+        print_index(index, to, console)
+        return
+    if format is not None:
+        raise InputError("--format", format, "nothing without --all: the ending of --to says it")
+    if method is None or task is None:
+        missing = "--method" if method is None else "--task"
+        raise InputError(missing, "nothing", "the model to export, by its method and task, or --all")
+    about = api.export(
+        out, method, task, to, seed=seed, compact=compact, licence=licence, force=force
+    )
+    print_export(about, to, console)
 
 
 @app.command()

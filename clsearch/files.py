@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -44,6 +45,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             raise
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def sha256_of(content: bytes) -> str:
+    """The SHA-256 of a file's content, 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def program_path(name: str) -> str:
@@ -124,15 +130,22 @@ def owned(folder: Path) -> Iterator[None]:
 def check_writable(to: Path, force: bool) -> None:
     """Raises `InputError` for a file that cannot be written because of where it is, or because it
     exists, unless `force`."""
-    folder = to.absolute().parent
-    if to.is_dir() or not folder.is_dir():
-        step = "It is a folder." if to.is_dir() else f"There is no folder {folder}."
-        raise InputError("to", str(to), "a file in a folder that exists", step)
+    if to.is_dir():
+        raise InputError("to", str(to), "a file in a folder that exists", "It is a folder.")
+    check_parent(to)
     check_new(to, force)
+
+
+def check_parent(to: Path) -> None:
+    """Raises `InputError` for what cannot be written because of where it is."""
+    folder = to.absolute().parent
+    if not folder.is_dir():
+        step = f"There is no folder {folder}."
+        raise InputError("to", str(to), "a name in a folder that exists", step)
 
 
 def check_new(to: Path, force: bool) -> None:
     """Raises `InputError` for a file or folder that exists, unless `force`."""
     if to.exists() and not force:
         step = "Use --force to replace it."
-        raise InputError("to", str(to), "a file that does not exist yet", step)
+        raise InputError("to", str(to), "a name that does not exist yet", step)

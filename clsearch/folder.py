@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError
 from clsearch.files import atomic_write, owned, program_path
 from clsearch.identity import identity
-from clsearch.records import TaskResult, TrialRecord
+from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord
 from clsearch.store import Store, read_record
 
 
@@ -112,6 +112,29 @@ def results_of(out: Path) -> list[TaskResult]:
             f"selections.json or accuracy_matrix.json in {out} cannot be read ({error!r}). "
             f"`clsearch resume {out}` writes them again."
         ) from error
+
+
+def open_chains(
+    config: Config, results: Sequence[TaskResult], tasks: int
+) -> dict[Chain, int]:
+    """The chains of a run of so many tasks that have not come to their end: how far each is."""
+    chains = [Chain(m.chain_name, seed) for m in config.methods for seed in config.seeds]
+    own = {c: [r.selection for r in results if r.selection.chain == c] for c in chains}
+    return {
+        chain: len(selections)
+        for chain, selections in own.items()
+        if len(selections) < tasks and all(s.outcome == "selected" for s in selections)
+    }
+
+
+def tasks_of(out: Path) -> tuple[TaskRecord, ...]:
+    """What the tasks of a run are made from, as it was when it ran."""
+    path = out / "tasks.json"
+    try:
+        return tuple(map(TaskRecord.from_json, json.loads(path.read_bytes())))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        again = f"`{command('resume', out)}` writes it again."
+        raise DamagedError(f"{path} cannot be read ({error!r}). {again}") from error
 
 
 def read_parquet(out: Path, name: str) -> pa.Table:

@@ -8,8 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 PLACE: dict[str, Any] = {"place": True}
-"""`json_schema_extra` of the `Field` of an option that says where data lies or is kept, not what it
-is: a run stays what it is when such an option changes."""
+"""`json_schema_extra` of the `Field` of an option that says where data lies or is kept, or under
+which licence, not what it is: a run stays what it is when such an option changes."""
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -34,6 +34,35 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class TaskRecord:
+    """What a task was made from: the data set, its licence, and what trials saw of it.
+
+    `digest` is that of all training and validation samples, `shape` that of an image, `[C, H, W]`;
+    `train`, `validation` and `test` are numbers of samples.
+    """
+
+    number: int
+    name: str
+    source: str
+    licence: str
+    classes: tuple[str, ...]
+    shape: tuple[int, ...]
+    digest: str
+    train: int
+    validation: int
+    test: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskRecord:
+        """Reads what `to_json` wrote; raises `TypeError` or `KeyError` on anything else."""
+        lists = {name: tuple(data[name]) for name in ("classes", "shape")}
+        return cls(**{**data, **lists})
+
+
+@dataclass(frozen=True)
 class ScanPoint:
     """One threshold of a trial's scan: prune what is at or below it, measure what is left.
 

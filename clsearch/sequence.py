@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from clsearch.audit import percent
 from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config
 from clsearch.errors import DepletedError, StoreError
-from clsearch.exports.files import provenance, write_model_files
+from clsearch.exports.files import write_model_files
+from clsearch.exports.provenance import provenance
 from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.held_out import HeldOut
 from clsearch.identity import without_places
 from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
-from clsearch.records import Chain, Selection, TaskResult, TrialRecord, digest
+from clsearch.records import Chain, Selection, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.refinement import Entry, Refinement
 from clsearch.report.selection_figures import selection_figures
 from clsearch.report.tables import write_tables
@@ -34,6 +36,9 @@ from clsearch.selection import select
 from clsearch.store import Store, known_record, read_record, write_record
 from clsearch.system import System, build_scenario, build_system, check
 from clsearch.trial import context_of
+
+SEEN = ("number", "name", "classes", "digest", "train", "validation", "test")
+"""What of a task makes a search another one in MLflow."""
 
 
 @dataclass
@@ -95,23 +100,16 @@ class Search:
 
     def info(self) -> SearchInfo:
         """What the tracker says of the search as a whole."""
-        tasks = []
-        for task in self.tasks:
-            data = self.scenario.data(task.number)
-            tasks.append(
-                {
-                    "number": task.number,
-                    "name": task.name,
-                    "classes": list(task.classes),
-                    "digest": data.digest,
-                    "train": len(data.train),
-                    "validation": len(data.validation),
-                    "test": data.test_size,
-                }
-            )
+        tasks = [record.to_json() for record in self.described]
+        seen = [{name: task[name] for name in SEEN} for task in tasks]
         config = self.config.model_dump(mode="json", exclude={"resources", "tracking"})
         what = config | {"scenario": without_places(config["scenario"])}
-        return SearchInfo(self.config.name, digest([what, tasks]), config, tasks)
+        return SearchInfo(self.config.name, digest([what, seen]), config, tasks)
+
+    @cached_property
+    def described(self) -> tuple[TaskRecord, ...]:
+        """What every task is made from. Reads all data."""
+        return tuple(self.scenario.record(task.number) for task in self.tasks)
 
     def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Found:
         """Searches every task in order and leaves the files of a run in the output folder."""
@@ -129,7 +127,7 @@ class Search:
         progress.begin(self.scenario, self.systems, self.config)
         for note in self.scenario.notes:
             progress.note(note)
-        about = {"tasks": self.info().tasks, **machine()}
+        about = {"tasks": [record.to_json() for record in self.described], **machine()}
         atomic_write(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
         for task in self.tasks:
             at_work = [c for c in chains if not c.ended]
@@ -357,7 +355,7 @@ class Search:
         c.history.append(result)
         self.found.results.append(result)
         with tempfile.TemporaryDirectory(prefix="clsearch-model-") as folder:
-            metadata = provenance(self.config, result)
+            metadata = provenance(self.config, c.system.method, self.described, result)
             write_model_files(Path(folder), c.system, made.state, task, metadata)
             stored = {"stored/validation_accuracy": percent(made.validation_accuracy)}
             figures = selection_figures(Path(folder), result, entry.records)

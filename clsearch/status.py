@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from clsearch.files import in_use
-from clsearch.folder import command, results_of, run_config
+from clsearch.folder import command, open_chains, results_of, run_config
 from clsearch.system import build_scenario
 
 
@@ -22,7 +22,6 @@ def print_status(out: Path, console: Console) -> None:
     console.print(
         f"{config.name} in {out}: {stored} finished trials in the journal", soft_wrap=True
     )
-    finished = True
     for method in config.methods:
         for seed in config.seeds:
             of_chain = [
@@ -38,12 +37,10 @@ def print_status(out: Path, console: Console) -> None:
                 line += f", last-layer transfer at {', '.join(transferred)}"
             if ended:
                 line = f"  {ended.chain}: {ended.outcome} at task {ended.task}: {ended.reason}"
-            elif len(own) < tasks:
-                finished = False
             console.print(line, soft_wrap=True)
     if at_work:
         console.print("A run is at work on it.")
-    elif finished:
+    elif not open_chains(config, results, tasks):
         console.print("Finished.")
     else:
         console.print(f"Not finished. Go on with: {command('resume', out)}", soft_wrap=True)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from clsearch.config import MethodConfig
 from clsearch.errors import DamagedError, InputError
-from clsearch.exports.files import export_program, load_export, save_export, write_model_files
+from clsearch.exports.files import load_export, save_export, write_model_files
+from clsearch.exports.formats.pt2 import export_program
 from clsearch.exports.standalone import StandaloneModel, standalone
 from clsearch.methods.base import ChainState, MethodOptions, State
 from clsearch.methods.finetune import Finetune

@@ -16,7 +16,7 @@ from clsearch.data._listed import ListedOptions
 from clsearch.data._paths import file
 from clsearch.data._pixels import raw_data
 from clsearch.data._words import words_of
-from clsearch.data.base import RawData, Source
+from clsearch.data.base import OwnOptions, RawData, Source
 from clsearch.errors import InputError
 from clsearch.options import PLACE
 
@@ -24,7 +24,7 @@ COLUMNS = ("image", "subject", "predicate", "object")
 PARTS = ("train", "test")
 
 
-class FactOptions(ListedOptions):
+class FactOptions(ListedOptions, OwnOptions):
     """Options of a set of facts and their images."""
 
     path: str = Field(

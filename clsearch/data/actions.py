@@ -27,6 +27,7 @@ class Actions(ListedSource):
     """
 
     name: ClassVar[str] = "actions"
+    licence: ClassVar[str] = "see the set's page (photographs of Flickr)"
     folder: ClassVar[str] = "VOCdevkit/VOC2012"
     expected: ClassVar[tuple[str, ...]] = (
         *("JPEGImages", "Annotations"),

@@ -18,6 +18,7 @@ class Aircraft(ListedSource):
     """
 
     name: ClassVar[str] = "aircraft"
+    licence: ClassVar[str] = "non-commercial research"
     folder: ClassVar[str] = "fgvc-aircraft-2013b"
     expected: ClassVar[tuple[str, ...]] = (
         *("data/images", "data/variants.txt"),

@@ -14,7 +14,7 @@ from pydantic import Field
 from clsearch.data._labels import LabelOptions, class_names, number
 from clsearch.data._paths import file
 from clsearch.data._pixels import PixelOptions, raw_data
-from clsearch.data.base import RawData, Samples, Source, as_samples
+from clsearch.data.base import OwnOptions, RawData, Samples, Source, as_samples
 from clsearch.errors import InputError
 from clsearch.options import PLACE
 
@@ -22,7 +22,7 @@ Axes = Literal["hwc", "chw"]
 _CHANNELS = (1, 3)
 
 
-class ArraysOptions(PixelOptions, LabelOptions):
+class ArraysOptions(PixelOptions, LabelOptions, OwnOptions):
     path: str = Field(
         json_schema_extra=PLACE,
         description="The training part: an .npz file, absolute or within the data folder.",

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from clsearch.config import Plugin, checked_options
 from clsearch.data._stored import Images, Storage, chunks, part_of
-from clsearch.options import Strict
+from clsearch.options import PLACE, Strict
 from clsearch.plugins import find
 
 
@@ -68,8 +68,21 @@ class RawData:
     notes: tuple[str, ...] = ()
 
 
+NOT_STATED = "not stated"
+
+
 class SourceOptions(Strict):
     """Options of a source; each declares its own."""
+
+
+class OwnOptions(SourceOptions):
+    """Options of a source of the user's own data."""
+
+    licence: str = Field(
+        NOT_STATED,
+        json_schema_extra=PLACE,
+        description="The licence of the data, for what exported models say of themselves.",
+    )
 
 
 class SourceConfig(Plugin):
@@ -97,6 +110,8 @@ class Source(ABC):
     name: ClassVar[str]
     embedded: ClassVar[bool] = False
     """Whether the data comes with an installed package: no folder and no download needed."""
+    licence: ClassVar[str] = NOT_STATED
+    """The terms of the data, as its publisher states them."""
     Options: ClassVar[type[SourceOptions]] = SourceOptions
 
     def __init__(
@@ -113,6 +128,11 @@ class Source(ABC):
     def needs_options(cls) -> bool:
         """Whether the source is only known with options: data of the user's own."""
         return any(info.is_required() for info in cls.Options.model_fields.values())
+
+    @property
+    def terms(self) -> str:
+        """The licence of the data; of the user's own, what the options say."""
+        return self.options.licence if isinstance(self.options, OwnOptions) else self.licence
 
     @abstractmethod
     def load(self, root: Path, download: bool) -> RawData:

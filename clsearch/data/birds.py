@@ -17,6 +17,7 @@ class Birds(ListedSource):
     """
 
     name: ClassVar[str] = "birds"
+    licence: ClassVar[str] = "non-commercial research"
     folder: ClassVar[str] = "CUB_200_2011"
     expected: ClassVar[tuple[str, ...]] = (
         *("images", "images.txt", "image_class_labels.txt"),

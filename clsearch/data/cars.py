@@ -18,6 +18,7 @@ class Cars(ListedSource):
     """
 
     name: ClassVar[str] = "cars"
+    licence: ClassVar[str] = "see the set's page"
     folder: ClassVar[str] = "stanford_cars"
     expected: ClassVar[tuple[str, ...]] = (
         *("cars_train", "cars_test", "cars_test_annos_withlabels.mat"),

@@ -26,6 +26,7 @@ class Cifar10(CifarSource):
     """
 
     name: ClassVar[str] = "cifar10"
+    licence: ClassVar[str] = "none stated; the report is to be cited"
     folder: ClassVar[str] = "cifar-10-batches-bin"
     archive: ClassVar[str] = "cifar-10-binary.tar.gz"
     md5: ClassVar[str] = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -14,6 +14,7 @@ class Cifar100(CifarSource):
     """
 
     name: ClassVar[str] = "cifar100"
+    licence: ClassVar[str] = "none stated; the report is to be cited"
     folder: ClassVar[str] = "cifar-100-binary"
     archive: ClassVar[str] = "cifar-100-binary.tar.gz"
     md5: ClassVar[str] = "03b5dce01913d631647c71ecec9e9cb8"

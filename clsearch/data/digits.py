@@ -18,6 +18,7 @@ class Digits(Source):
     """
 
     name: ClassVar[str] = "digits"
+    licence: ClassVar[str] = "CC BY 4.0"
     embedded: ClassVar[bool] = True
 
     def load(self, root: Path, download: bool) -> RawData:

@@ -14,6 +14,7 @@ class FashionMNIST(IdxSource):
     """
 
     name: ClassVar[str] = "fashion_mnist"
+    licence: ClassVar[str] = "MIT"
     dataset: ClassVar[str] = "FashionMNIST"
     classes: ClassVar[tuple[str, ...]] = (
         "T-shirt/top",

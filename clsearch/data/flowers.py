@@ -20,6 +20,7 @@ class Flowers(ListedSource):
     """
 
     name: ClassVar[str] = "flowers"
+    licence: ClassVar[str] = "none stated"
     folder: ClassVar[str] = "flowers-102"
     expected: ClassVar[tuple[str, ...]] = ("jpg", "imagelabels.mat", "setid.mat")
     files: ClassVar[tuple[tuple[str, str, str, str], ...]] = (

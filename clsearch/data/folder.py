@@ -9,12 +9,12 @@ from pydantic import Field
 
 from clsearch.data._images import SUFFIXES, Encoded, ImageOptions, decode
 from clsearch.data._pixels import raw_data
-from clsearch.data.base import RawData, Samples, Source
+from clsearch.data.base import OwnOptions, RawData, Samples, Source
 from clsearch.errors import InputError
 from clsearch.options import PLACE
 
 
-class FolderOptions(ImageOptions):
+class FolderOptions(ImageOptions, OwnOptions):
     path: str = Field(
         json_schema_extra=PLACE, description="The folder: absolute, or within the data folder."
     )

@@ -23,6 +23,7 @@ class Letters(ListedSource):
     """
 
     name: ClassVar[str] = "letters"
+    licence: ClassVar[str] = "its source is to be acknowledged and cited"
     folder: ClassVar[str] = "English/Img/GoodImg/Bmp"
     expected: ClassVar[tuple[str, ...]] = ("Sample011", "Sample062")
     published: ClassVar[str] = "https://teodecampos.github.io/chars74k"

@@ -14,6 +14,7 @@ class MNIST(IdxSource):
     """
 
     name: ClassVar[str] = "mnist"
+    licence: ClassVar[str] = "CC BY-SA 3.0"
     dataset: ClassVar[str] = "MNIST"
     classes: ClassVar[tuple[str, ...]] = tuple("0123456789")
     mean: ClassVar[float] = 0.1307

@@ -12,11 +12,11 @@ from clsearch.data._labels import LabelOptions, class_names, number
 from clsearch.data._parquet import EncodedRows, read_labels
 from clsearch.data._paths import files
 from clsearch.data._pixels import raw_data
-from clsearch.data.base import RawData, Samples, Source
+from clsearch.data.base import OwnOptions, RawData, Samples, Source
 from clsearch.options import PLACE
 
 
-class ParquetOptions(ImageOptions, LabelOptions):
+class ParquetOptions(ImageOptions, LabelOptions, OwnOptions):
     path: str = Field(
         json_schema_extra=PLACE,
         description="The training part: a file or a pattern (`train-*.parquet`), absolute or within"

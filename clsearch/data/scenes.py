@@ -16,6 +16,7 @@ class Scenes(ListedSource):
     """
 
     name: ClassVar[str] = "scenes"
+    licence: ClassVar[str] = "research only"
     folder: ClassVar[str] = "indoor-67"
     expected: ClassVar[tuple[str, ...]] = ("Images", "TrainImages.txt", "TestImages.txt")
     published: ClassVar[str] = "https://web.mit.edu/torralba/www/indoor.html"

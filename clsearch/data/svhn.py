@@ -30,6 +30,7 @@ class SVHN(Source):
     """
 
     name: ClassVar[str] = "svhn"
+    licence: ClassVar[str] = "non-commercial use"
     Options: ClassVar = PixelOptions
 
     def load(self, root: Path, download: bool) -> RawData:

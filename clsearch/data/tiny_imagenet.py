@@ -41,6 +41,7 @@ class TinyImageNet(Source):
     """
 
     name: ClassVar[str] = "tiny_imagenet"
+    licence: ClassVar[str] = "non-commercial research, as ImageNet"
     Options: ClassVar = TinyImageNetOptions
 
     def load(self, root: Path, download: bool) -> RawData:

@@ -176,6 +176,9 @@ class PlannedScenario(Scenario):
             self._digests[number] = _digest(task, train, validation)
         return TaskData(task, train, validation, self._digests[number], kept_back)
 
+    def origin(self, number: int) -> Source:
+        return self._step(number)[0].source
+
     def test(self, number: int) -> Samples:
         pool, plan = self._step(number)
         return _select(pool.test, plan, self.tasks[number - 1])

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from clsearch.data._stored import GIB, Images, Storage, StoredImages, permuted
-from clsearch.data.base import Samples
+from clsearch.data.base import Samples, Source
 from clsearch.options import PLACE, Strict
+from clsearch.records import TaskRecord
 from clsearch.scenarios.answers import CLASSIFICATION, Answers
 
 Incremental = Literal["task_incremental", "domain_incremental"]
@@ -151,6 +152,17 @@ class Scenario(ABC):
     @abstractmethod
     def data(self, number: int) -> TaskData:
         """Training and validation samples of task `number`, transformed, labels from 0."""
+
+    def record(self, number: int) -> TaskRecord:
+        """What task `number` is made from. Reads its data."""
+        task, data, source = self.tasks[number - 1], self.data(number), self.origin(number)
+        sizes = len(data.train), len(data.validation), data.test_size
+        known = source.name, source.terms, task.classes, task.shape
+        return TaskRecord(number, task.name, *known, data.digest, *sizes)
+
+    @abstractmethod
+    def origin(self, number: int) -> Source:
+        """The data set that task `number` is made from."""
 
     @abstractmethod
     def test(self, number: int) -> Samples:

@@ -1,0 +1,65 @@
+"""`.pt2`: a program of torch.export, which runs without clsearch and takes any batch."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from clsearch.archive import check_archive
+from clsearch.errors import InputError
+from clsearch.exports.formats.base import EMBEDDED, Format, Loaded
+from clsearch.exports.standalone import StandaloneModel, example_of
+
+
+class Program(Format):
+    """torch.export: `torch.export.load(path).module()` is the model."""
+
+    name: ClassVar[str] = "pt2"
+
+    def write(
+        self, place: Path, model: StandaloneModel, described: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        program = export_program(model, example_of(model))
+        buffer = io.BytesIO()  # torch would complain of a name with another ending
+        text = json.dumps(described, indent=2, allow_nan=False)
+        torch.export.save(program, buffer, extra_files={EMBEDDED: text})
+        place.write_bytes(buffer.getbuffer())
+        return {}
+
+    def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
+        content = path.read_bytes()
+        check_archive(path, content)
+        extra = {EMBEDDED: ""}
+        program = torch.export.load(io.BytesIO(content), extra_files=extra)
+        described: dict[str, Any] = json.loads(extra[EMBEDDED] or "{}")
+        return program.module(), described
+
+
+def export_program(model: StandaloneModel, example: Tensor) -> torch.export.ExportedProgram:
+    """The model as a program for any batch size; `example` float32 `[≥ 2, C, H, W]`.
+
+    Raises `InputError` for another example: the program takes what it was traced with, and a batch
+    of one would be traced as a constant. And for a backbone that torch cannot trace.
+    """
+    shape = tuple(model.task.shape)
+    fits = example.ndim == 4 and example.shape[0] >= 2 and tuple(example.shape[1:]) == shape
+    if not fits or example.dtype != torch.float32:
+        found = f"{str(example.dtype).removeprefix('torch.')} {list(example.shape)}"
+        allowed = f"float32 pixels [N, {', '.join(map(str, shape))}] with N of at least 2"
+        raise InputError("example", found, allowed)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=(batch,), strict=False)
+    except RuntimeError as error:
+        said = str(error).strip().partition("\n")[0]
+        allowed = "a backbone that torch.export can trace, whatever its input holds"
+        raise InputError("model.name", model.backbone.name, allowed, f"It said: {said}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # where the code lay on this machine
+    return program

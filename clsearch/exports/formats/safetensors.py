@@ -1,0 +1,43 @@
+"""`.safetensors`: the tensors alone; clsearch rebuilds the model by `<file>.json` beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from clsearch.errors import DamagedError, InputError
+from clsearch.exports.formats.base import Format, Loaded, description_of
+from clsearch.exports.standalone import StandaloneModel, rebuild
+from clsearch.files import sha256_of
+
+
+class Tensors(Format):
+    """safetensors: no code, and nothing to unpickle."""
+
+    name: ClassVar[str] = "safetensors"
+
+    def write(
+        self, place: Path, model: StandaloneModel, described: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from safetensors.torch import save
+
+        tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+        place.write_bytes(save(tensors))
+        return {}
+
+    def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        content, about = path.read_bytes(), description_of(path)
+        try:
+            described: dict[str, Any] = json.loads(about.read_bytes())
+            if described["file"] != path.name:
+                raise InputError("model", str(path), f"{described['file']}, of which {about} tells")
+            if described["sha256"] != sha256_of(content):
+                raise DamagedError(f"{path} is not what {about} describes (SHA-256 differs)")
+            return rebuild(described, load(content)), described
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise DamagedError(f"{about} does not describe a model of clsearch: {error!r}") from error
