@@ -1,7 +1,7 @@
 """Hyperparameter and graceful-forgetting search for continual learning, distributed with Ray.
 
-From Python: `load_config`, `run`, `Results`, `select`, `export`, `export_all`. They are imported when first used,
-so that `import clsearch` alone is quick.
+From Python: `load_config`, `run`, `Results`, `select`, `export`, `export_all`. They are imported
+when first used, so that `import clsearch` alone is quick.
 """
 
 from __future__ import annotations

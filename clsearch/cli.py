@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -111,8 +112,6 @@ def select(
     force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
 ) -> None:
     """Select again from a run's finished trials, with another margin. Trains nothing."""
-    import json
-
     from clsearch import api
     from clsearch.files import atomic_write, check_writable
     from clsearch.reselect import print_selections
@@ -179,7 +178,9 @@ def export(
         raise InputError("--format", format, "nothing without --all: the ending of --to says it")
     if method is None or task is None:
         missing = "--method" if method is None else "--task"
-        raise InputError(missing, "nothing", "the model to export, by its method and task, or --all")
+        raise InputError(
+            missing, "nothing", "the model to export, by its method and task, or --all"
+        )
     about = api.export(
         out, method, task, to, seed=seed, compact=compact, licence=licence, force=force
     )
@@ -222,6 +223,54 @@ def ui(
     from clsearch.ui import serve
 
     serve(out, port, Console())
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An exported model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="What to measure it on: the name of a data set, or a YAML file that describes a "
+            "data set as `scenario.source` does, or a scenario. Default: its own task."
+        ),
+    ] = None,
+    task: Annotated[int | None, typer.Option(help="Of a scenario, the task, from 1.")] = None,
+    part: Annotated[str, typer.Option(help="test, validation, train or all.")] = "test",
+    classes: Annotated[
+        str | None, typer.Option(help="Classes, with commas. Default: all that both have.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data sets.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure an exported model on data: of its own task, or any other.
+
+    Classes of the model and of the data are the same by name.
+    """
+    from clsearch import evaluate as room
+
+    chosen = None if classes is None else classes.split(",")
+    found = room.evaluate(file, data, task=task, part=part, classes=chosen, root=root)
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        room.print_evaluation(found, Console())
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="DIR_A", help="Output folder of a run.")],
+    b: Annotated[Path, typer.Argument(metavar="DIR_B", help="That of another.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two runs: which selections differ, and why."""
+    from clsearch import compare as room
+
+    found = room.compare(a, b)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        room.print_comparison(found, Console())
 
 
 @app.command()

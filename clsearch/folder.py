@@ -114,9 +114,7 @@ def results_of(out: Path) -> list[TaskResult]:
         ) from error
 
 
-def open_chains(
-    config: Config, results: Sequence[TaskResult], tasks: int
-) -> dict[Chain, int]:
+def open_chains(config: Config, results: Sequence[TaskResult], tasks: int) -> dict[Chain, int]:
     """The chains of a run of so many tasks that have not come to their end: how far each is."""
     chains = [Chain(m.chain_name, seed) for m in config.methods for seed in config.seeds]
     own = {c: [r.selection for r in results if r.selection.chain == c] for c in chains}

@@ -52,9 +52,9 @@ def print_selections(
         won = next((c for c in before.candidates if c.chosen), None) if before else None
         same = won is not None and won.trial_key == new.trial_key
         changed += not same or (won is not None and won.threshold != new.threshold)
-        console.print(f"task {new.task} {new.chain}: {_outcome(new)}", soft_wrap=True)
+        console.print(f"task {new.task} {new.chain}: {outcome_in_words(new)}", soft_wrap=True)
         if before is not None and not same:
-            console.print(f"    was: {_outcome(before)}", soft_wrap=True)
+            console.print(f"    was: {outcome_in_words(before)}", soft_wrap=True)
     console.print(
         f"Margin {margin:g}: {changed} of {len(chosen)} selections differ from the run's. Nothing "
         "was trained; each task's trials still start from the run's own selection before it.",
@@ -70,7 +70,8 @@ def print_selections(
         console.print("Fine-tuning, which comes after selection, is left out.")
 
 
-def _outcome(s: Selection) -> str:
+def outcome_in_words(s: Selection) -> str:
+    """A selection in a line: hyperparameters, threshold, validation accuracy, sparsity."""
     if s.outcome != "selected":
         return f"{s.outcome}: {s.reason}"
     hypers = " ".join(f"{n}={v:g}" for n, v in s.hyperparameters.items())

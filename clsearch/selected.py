@@ -163,9 +163,9 @@ def export_all(
     """Writes every model that a run selected into a new folder, and an index; returns the index.
 
     A model's path is `METHOD/seed-S/task-T.FORMAT`; `index.json` and `index.md` list them. Of a run
-    that is not finished it takes what is there, and the index says so. `note` is told of each model.
-    Raises `InputError` and leaves nothing as `export` does; a folder in the way is replaced with
-    `force`, if it was exported.
+    that is not finished it takes what is there, and the index says so. `note` is told of each
+    model. Raises `InputError` and leaves nothing as `export` does; a folder in the way is replaced
+    with `force`, if it was exported.
     """
     run, to = _Run(Path(out)), Path(to)
     if format not in formats():

@@ -25,7 +25,8 @@ ROOMS = [
     *("archive", "exports"),
     *("audit", "notes", "views", "mlflow_runs", "outbox", "delivery", "tracking"),
     *("report", "sequence"),
-    *("folder", "selected", "reselect", "results", "status", "reporting"),
+    *("folder", "selected", "reselect", "evaluate", "compare"),
+    *("results", "status", "reporting"),
     *("ui", "progress", "dry_run", "doctor", "catalogue"),
     *("driver", "api", "cli", "reference", "__main__"),
 ]

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
+import urllib.request
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from torch import Tensor
+from command import environment
+from torch import Tensor, nn
 
+import clsearch
 from clsearch.config import MethodConfig
-from clsearch.errors import DamagedError, InputError
+from clsearch.errors import ClsearchError, DamagedError, InputError, StoreError
 from clsearch.exports.files import load_export, save_export, write_model_files
+from clsearch.exports.formats import onnx
+from clsearch.exports.formats.base import formats
 from clsearch.exports.formats.pt2 import export_program
 from clsearch.exports.standalone import StandaloneModel, standalone
 from clsearch.methods.base import ChainState, MethodOptions, State
 from clsearch.methods.finetune import Finetune
-from clsearch.models.base import Gates, Params, forward, initial_head, initial_parameters
+from clsearch.models.base import Gates, Params, Tap, forward, initial_head, initial_parameters
 from clsearch.models.mlp import MLP, MLPOptions
 from clsearch.scenarios.base import InputTransform, Task
 from clsearch.system import System
@@ -39,7 +50,9 @@ PERMUTED = replace(
     ),
 )
 GATES = {"fc2": torch.tensor([True, False, True, True, False])}
-BOTH = pytest.mark.parametrize("suffix", [".pt2", ".safetensors"])
+FORMATS = sorted(formats())
+each = pytest.mark.parametrize("suffix", [f".{name}" for name in FORMATS])
+FILES = pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
 
 
 @pytest.fixture
@@ -107,8 +120,38 @@ def test_the_model_owns_its_weights_and_leaves_its_input_alone(
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_program_runs_without_clsearch(network: tuple[MLP, Params], tmp_path: Path) -> None:
-    save_export(tmp_path / "m.pt2", standalone(*network, 2, GATES, PERMUTED), {"metrics": {"a": 1}})
+@each
+def test_every_format_holds_permutation_and_gates(
+    network: tuple[MLP, Params], tmp_path: Path, suffix: str
+) -> None:
+    save_export(tmp_path / f"m{suffix}", standalone(*network, 2, GATES, PERMUTED), {})
+    answer, _ = load_export(tmp_path / f"m{suffix}")
+    for count in (1, 3, 17):
+        raw = pixels(count)
+        want = expected(network, raw, PERMUTED, GATES)
+        torch.testing.assert_close(answer(raw.float()), want, rtol=0, atol=1e-6)
+
+
+@each
+def test_the_same_model_makes_the_same_bytes_wherever_it_was_made(
+    network: tuple[MLP, Params], tmp_path: Path, suffix: str
+) -> None:
+    model = standalone(*network, 2, GATES, PERMUTED)
+    contents = []
+    for name in ("one", "two"):
+        place = tmp_path / name / f"m{suffix}"
+        save_export(place, model, {"metrics": {"a": 0.5}})
+        files = sorted(p for p in place.parent.rglob("*") if p.is_file())
+        contents.append({str(p.relative_to(place.parent)): p.read_bytes() for p in files})
+    assert contents[0] == contents[1]
+    for content in contents[0].values():
+        assert str(Path(clsearch.__file__).parent).encode() not in content
+
+
+def test_models_run_without_clsearch(network: tuple[MLP, Params], tmp_path: Path) -> None:
+    for name in FORMATS:
+        model = standalone(*network, 2, GATES, PERMUTED)
+        save_export(tmp_path / f"m.{name}", model, {"metrics": {"a": 1}})
     raw = pixels(5)
     np.save(tmp_path / "x.npy", raw.float().numpy())
     code = """
@@ -119,19 +162,83 @@ def test_program_runs_without_clsearch(network: tuple[MLP, Params], tmp_path: Pa
                 if name.split(".")[0] == "clsearch":
                     raise ImportError("clsearch is blocked")
         sys.meta_path.insert(0, Blocker())
+        x = np.load("x.npy")
+
         import torch
         extra = {"metadata.json": ""}
         model = torch.export.load("m.pt2", extra_files=extra).module()
-        np.save("y.npy", model(torch.from_numpy(np.load("x.npy"))).numpy())
-        assert json.loads(extra["metadata.json"])["task"]["classes"] == ["4", "5", "6"]
+        np.save("pt2.npy", model(torch.from_numpy(x)).numpy())
+
+        import onnxruntime
+        session = onnxruntime.InferenceSession("m.onnx", providers=["CPUExecutionProvider"])
+        np.save("onnx.npy", session.run(None, {session.get_inputs()[0].name: x})[0])
+        own = session.get_modelmeta().custom_metadata_map["metadata.json"]
+
+        import mlflow.pyfunc
+        served = mlflow.pyfunc.load_model("m.mlflow")
+        np.save("mlflow.npy", served.predict(x))
+        for described in (json.loads(extra["metadata.json"]), json.loads(own),
+                          served.metadata.metadata):
+            assert described["task"]["classes"] == ["4", "5", "6"], described
+            assert described["metrics"] == {"a": 1}
         assert "clsearch" not in sys.modules
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, check=True)
-    answer = torch.from_numpy(np.load(tmp_path / "y.npy"))
-    assert torch.equal(answer, expected(network, raw, PERMUTED, GATES))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path, check=False, capture_output=True, text=True,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    want = expected(network, raw, PERMUTED, GATES)
+    for name in ("pt2", "mlflow"):
+        assert torch.equal(torch.from_numpy(np.load(tmp_path / f"{name}.npy")), want)
+    found = torch.from_numpy(np.load(tmp_path / "onnx.npy"))
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
 
 
-@BOTH
+@pytest.mark.slow
+def test_mlflow_serves_a_folder(network: tuple[MLP, Params], tmp_path: Path) -> None:
+    """The real server, asked over HTTP with images of one and of three; nothing of it stays."""
+    save_export(tmp_path / "m.mlflow", standalone(*network, 2, GATES, PERMUTED), {})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        ["mlflow", "models", "serve", "-m", "m.mlflow", "--env-manager", "local",
+         "--host", "127.0.0.1", "--port", str(port)],
+        cwd=tmp_path, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=(tmp_path / "log").open("w"),
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 120
+        while True:
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < end, (tmp_path / "log").read_text()
+            try:
+                urllib.request.urlopen(f"{url}/ping", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        for count in (1, 3):
+            raw = pixels(count)
+            asked = urllib.request.Request(
+                f"{url}/invocations",
+                json.dumps({"inputs": raw.tolist()}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(asked, timeout=60) as reply:
+                found = torch.tensor(json.loads(reply.read())["predictions"])
+            assert torch.equal(found, expected(network, raw, PERMUTED, GATES))
+    finally:
+        family = psutil.Process(server.pid).children(recursive=True)
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        psutil.wait_procs(family, timeout=30)
+    assert not [p for p in family if p.is_running()]
+
+
+@FILES
 def test_metadata(network: tuple[MLP, Params], tmp_path: Path, suffix: str) -> None:
     file = tmp_path / "new" / f"task-3{suffix}"
     given = {"metrics": {"test_accuracy": 0.97}, "trial_key": "ab12", "config": {"name": "x"}}
@@ -183,7 +290,7 @@ def test_model_files_of_a_commit(network: tuple[MLP, Params], tmp_path: Path) ->
         write_model_files(tmp_path, system, ChainState(params), replace(PERMUTED, number=1))
 
 
-@BOTH
+@FILES
 def test_an_existing_file_is_kept_without_force(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
@@ -203,13 +310,142 @@ def test_an_existing_file_is_kept_without_force(
 
 def test_unknown_suffix(network: tuple[MLP, Params], tmp_path: Path) -> None:
     model = standalone(*network, 2, None, TASK)
+    known = r"\.onnx, \.pt2, \.safetensors, \.mlflow \(a folder\)"
     for action in (lambda p: save_export(p, model, {}), load_export):
-        with pytest.raises(InputError, match=r"\.pt2 or \.safetensors"):
-            action(tmp_path / "m.onnx")
+        with pytest.raises(InputError, match=known):
+            action(tmp_path / "m.pth")
     assert not list(tmp_path.iterdir())
 
 
-@BOTH
+def test_a_folder_is_replaced_only_if_it_was_exported(
+    network: tuple[MLP, Params], tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "m.mlflow", standalone(*network, 2, None, TASK)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(InputError, match="--force" if not force else "is left alone"):
+            save_export(folder, model, {}, force)
+    (folder / "thesis.tex").unlink()
+    folder.rmdir()
+    save_export(folder, model, {"n": 1})
+    save_export(folder, model, {"n": 2}, force=True)
+    assert load_export(folder)[1]["n"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["m.mlflow"]
+
+
+@each
+def test_a_full_disk_leaves_nothing(
+    network: tuple[MLP, Params], tmp_path: Path, suffix: str
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("a small tmpfs needs root")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        model, about = standalone(*network, 2, None, TASK), {"config": ["long"] * 2000}
+        with pytest.raises(StoreError, match="No space left"):
+            save_export(tmp_path / f"m{suffix}", model, about)
+        assert not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+# --- what ONNX does not take ---------------------------------------------------------------------
+
+
+class Bessel(nn.Module):
+    """An activation that ONNX has no operator for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+class Wave(MLP):
+    """An MLP with it behind its last layer."""
+
+    name: ClassVar[str] = "wave"
+
+    def __init__(self, options: Any, shape: tuple[int, int, int]) -> None:
+        super().__init__(options, shape)
+        self.bessel = Bessel()
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        return self.bessel(super().forward(x, tap))
+
+
+class Wavering(MLP):
+    """An MLP whose path depends on what an image holds."""
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x, tap)
+
+
+def test_an_operator_that_onnx_has_not_is_named(
+    network: tuple[MLP, Params], tmp_path: Path
+) -> None:
+    wave = Wave(MLPOptions(hidden=[7, 5]), SHAPE)
+    model = standalone(wave, network[1], 2, None, TASK)
+    with pytest.raises(InputError) as caught:
+        save_export(tmp_path / "m.onnx", model, {})
+    for word in ("wave uses aten.special_bessel_j0", "layer 'bessel'", ".pt2 or .safetensors"):
+        assert word in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+    save_export(tmp_path / "m.pt2", model, {})
+    raw = pixels(3).float()
+    assert torch.equal(load_export(tmp_path / "m.pt2")[0](raw), model(raw))
+
+
+def test_a_backbone_that_cannot_be_traced_is_named(
+    network: tuple[MLP, Params], tmp_path: Path
+) -> None:
+    model = standalone(Wavering(MLPOptions(hidden=[7, 5]), SHAPE), network[1], 2, None, TASK)
+    with pytest.raises(InputError, match=r"'mlp' is not allowed.*data-dependent"):
+        save_export(tmp_path / "m.pt2", model, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_answers_otherwise_is_not_left(
+    network: tuple[MLP, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is the graph of another head."""
+    other = onnx._graph(standalone(*network, 1, None, TASK), {})
+    monkeypatch.setattr(onnx, "_graph", lambda model, described: other)
+    with pytest.raises(
+        ClsearchError, match=r"differ by \d\.\de[+-]\d+ \(at most 1\.0e-04"
+    ) as caught:
+        save_export(tmp_path / "m.onnx", standalone(*network, 2, None, TASK), {})
+    assert "Nothing was exported" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_of_onnx(
+    network: tuple[MLP, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, model = tmp_path / "m.onnx", standalone(*network, 2, None, TASK)
+    monkeypatch.setattr(onnx, "find_spec", lambda name: name != "onnxscript" or None)
+    with pytest.raises(InputError, match=r"onnxscript installed.*pip install onnx onnxscript"):
+        save_export(file, model, {})
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(onnx, "find_spec", lambda name: name != "onnxruntime" or None)
+    assert save_export(file, model, {})["check"] is None
+    with pytest.raises(InputError, match="onnxruntime installed"):
+        load_export(file)
+
+
+def test_a_checked_file_says_how_far_it_is_from_the_model(
+    network: tuple[MLP, Params], tmp_path: Path
+) -> None:
+    found = save_export(tmp_path / "m.onnx", standalone(*network, 2, None, TASK), {})
+    assert found["check"]["with"].startswith("onnxruntime ")
+    assert found["check"]["images"] == 16
+    assert 0 <= found["check"]["difference"] < 1e-6
+    assert json.loads((tmp_path / "m.onnx.json").read_text()) == found
+
+
+@FILES
 def test_a_folder_that_cannot_be_written(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
@@ -238,7 +474,7 @@ def test_examples_a_program_cannot_be_traced_with(
         export_program(standalone(*network, 2, None, TASK), example)
 
 
-@BOTH
+@FILES
 def test_missing_and_damaged_files(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:

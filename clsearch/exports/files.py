@@ -144,5 +144,5 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
 def _remove(place: Path) -> None:
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place, ignore_errors=True)
-    else:
-        place.unlink(missing_ok=True)
+    elif os.path.lexists(place):
+        place.unlink()

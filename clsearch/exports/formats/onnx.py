@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, fx
 
 from clsearch.errors import ClsearchError, DamagedError, InputError
-from clsearch.exports.formats.base import EMBEDDED, Format, Loaded
+from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, description_of
 from clsearch.exports.formats.pt2 import export_program
 from clsearch.exports.standalone import StandaloneModel, example_of
+from clsearch.files import sha256_of
 from clsearch.rng import generator
 
 LARGEST = 2**31 - 2**20
@@ -31,7 +32,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Onnx(Format):
-    """ONNX: input `pixels` `[batch, C, H, W]`, output `logits`; `metadata.json` in its properties."""
+    """ONNX: `pixels` `[batch, C, H, W]` to `logits`; its properties hold `metadata.json`."""
 
     name: ClassVar[str] = "onnx"
 
@@ -52,8 +53,12 @@ class Onnx(Format):
         return {"check": _check(place, model)}
 
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
+        """A file has no checksum of its own: `<file>.json` has it, where it stands beside."""
         _require("onnxruntime")
-        session = _session(path)
+        content, beside = path.read_bytes(), description_of(path)
+        if beside.exists() and sha256_of(content) not in beside.read_text():
+            raise DamagedError(f"{path} is not what {beside} describes (SHA-256 differs)")
+        session = _session(path, content)
         text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED, "{}")
 
         def answer(pixels: Tensor) -> Tensor:
@@ -72,7 +77,7 @@ def _require(*packages: str) -> None:
 
 
 def _graph(model: StandaloneModel, described: Mapping[str, Any]) -> bytes:
-    """The content of the file: without the places of code on this machine, and the same each time."""
+    """The content of the file, the same each time: without where code lay on this machine."""
     program = export_program(model, example_of(model))
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -107,7 +112,11 @@ def _untranslated(
     allowed = "a backbone whose operators ONNX has"
     if target is None:
         return InputError("to", backbone, allowed, f"torch.onnx said: {causes[-1]}")
-    nodes = (n for n in program.run_decompositions().graph.nodes if str(n.target) == target)
+    # torch takes operators apart before it translates them: aten.special_bessel_j0 is then
+    # prims.bessel_j0, and what the backbone calls is told by the part of the name that stays.
+    part = target.split(".")[1]
+    graphs = (program.run_decompositions().graph, program.graph)
+    nodes = (n for graph in graphs for n in graph.nodes if part in str(n.target))
     name, layer = _place(next(nodes, None), target)
     step = f"{backbone} uses {name}{layer}, for which ONNX has no translation."
     return InputError("to", f"{backbone} as .onnx", allowed, f"{step} Take .pt2 or .safetensors.")
@@ -119,10 +128,11 @@ def _place(node: fx.Node | None, target: str) -> tuple[str, str]:
         return target, ""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     layer = stack[-1][0].removeprefix("backbone.") if stack else ""
-    return str(node.meta.get("original_aten", target)), f" in layer {layer!r}" if layer else ""
+    name = str(node.meta.get("original_aten") or node.target)
+    return name, f" in layer {layer!r}" if layer else ""
 
 
-def _session(path: Path) -> Any:
+def _session(path: Path, content: bytes) -> Any:
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as raised
 
@@ -132,9 +142,8 @@ def _session(path: Path) -> Any:
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception
-    content, on = path.read_bytes(), ["CPUExecutionProvider"]
     try:
-        return onnxruntime.InferenceSession(content, options, providers=on)
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except refusals as error:
         raise DamagedError(f"{path} is no model that onnxruntime can run: {error}") from error
 
@@ -155,8 +164,8 @@ def _check(place: Path, model: StandaloneModel) -> dict[str, Any]:
     if not difference <= allowed or named:
         raise ClsearchError(
             f"the ONNX file answers otherwise than the model: outputs differ by {difference:.1e} "
-            f"(at most {allowed:.1e} is allowed) and {others} of {IMAGES} images get another class. "
-            "Nothing was exported; .pt2 and .safetensors take the model."
+            f"(at most {allowed:.1e} is allowed) and {others} of {IMAGES} images get another "
+            "class. Nothing was exported; .pt2 and .safetensors take the model."
         )
     version = importlib.metadata.version("onnxruntime")
     return {"with": f"onnxruntime {version}", "images": IMAGES, "difference": difference}

@@ -40,4 +40,6 @@ class Tensors(Format):
                 raise DamagedError(f"{path} is not what {about} describes (SHA-256 differs)")
             return rebuild(described, load(content)), described
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise DamagedError(f"{about} does not describe a model of clsearch: {error!r}") from error
+            raise DamagedError(
+                f"{about} does not describe a model of clsearch: {error!r}"
+            ) from error
