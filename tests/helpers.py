@@ -16,11 +16,13 @@ import torch
 from layouts import LAYOUTS, OPTIONS
 from torch import Tensor
 
+import clsearch.sequence
 from clsearch.commit import consolidate
 from clsearch.config import Config, parse_config
 from clsearch.data._idx import IdxSource
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import RawData, Samples, Source
+from clsearch.folder import open_store, write_config
 from clsearch.jobs import run_job
 from clsearch.methods.base import ChainState, Context, Evidence, Start
 from clsearch.models.base import Backbone, Params
@@ -30,8 +32,9 @@ from clsearch.pruning.activity import mean_activity
 from clsearch.records import Chain, LayerCapacity, TaskResult, TrialRecord, digest
 from clsearch.rng import generator
 from clsearch.scenarios.base import InputTransform, Scenario, Task, TaskData
+from clsearch.sequence import Search
 from clsearch.store import Store, read_commit
-from clsearch.system import System, build_system
+from clsearch.system import System, build_system, resolve
 from clsearch.training.batch import PackData, Readout, answer
 from clsearch.training.evidence import TrainingEvidence
 from clsearch.training.loop import Trained, train_pack
@@ -337,3 +340,34 @@ class SilentProgress:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def searched(out: Path, stop_after: int | None = None, **sections: Any) -> Path:
+    """A real search over two tasks of digits in this process, small; its output folder.
+
+    Without models for MLflow, which take longer than all else. `stop_after`: it is interrupted when
+    so many trials have been trained.
+    """
+    config = resolve(
+        parse_config(
+            {
+                "name": "small",
+                "scenario": {"name": "permuted", "tasks": 2},
+                "model": {"name": "mlp", "hidden": [20, 16]},
+                "methods": [{"name": "finetune"}, {"name": "clnp", "grid": {"l1": [1e-5, 1e-4]}}],
+                "training": {"epochs": 2, "batch_size": 128},
+                "search": {"grid": {"lr": [0.01, 0.02]}},
+                "selection": {"margin": 2, "thresholds": 10},
+                **sections,
+            }
+        )
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clsearch.sequence, "write_model_files", lambda *a, **k: None)
+        search = Search(config, out, open_store(out))
+        write_config(out, config)
+        try:
+            search.run(SerialSearcher(1, stop_after), SilentTracker(), SilentProgress())
+        except KeyboardInterrupt:
+            assert stop_after is not None
+    return out

@@ -1,0 +1,227 @@
+"""The models of a run, exported one by one and all together, and what they say of themselves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import refused
+from helpers import searched, tiny_config
+from layouts import LAYOUTS
+
+import clsearch
+from clsearch import export, export_all
+from clsearch.errors import InputError, StoreError
+from clsearch.exports.files import load_export
+from clsearch.exports.formats.base import formats
+from clsearch.exports.formats.safetensors import Tensors
+from clsearch.exports.standalone import model_of
+from clsearch.files import sha256_of
+from clsearch.identity import identity
+from clsearch.selected import open_selected
+from clsearch.system import build_scenario
+
+METHODS = [
+    {"name": "finetune"},
+    {"name": "from_scratch", "label": "alone"},
+    {"name": "clnp", "grid": {"l1": [1e-4]}},
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    return searched(out, methods=METHODS, seeds=[3, 4], search={"grid": {"lr": [0.01]}})
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Interrupted in its second task."""
+    out = tmp_path_factory.mktemp("unfinished") / "out"
+    return searched(out, stop_after=7)
+
+
+def test_a_model_says_where_it_comes_from(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    export(run, "clnp", 2, file, seed=4, licence="CC0")
+    about = json.loads((tmp_path / "m.safetensors.json").read_text())
+    (chosen,) = (
+        s for s in json.loads((run / "selections.json").read_text())
+        if (s["method"], s["seed"], s["task"]) == ("clnp", 4, 2)
+    )  # fmt: skip
+    matrix = json.loads((run / "accuracy_matrix.json").read_text())
+    tasks = json.loads((run / "tasks.json").read_text())
+    assert about["metrics"]["test_accuracy"] == matrix["clnp"]["4"][1][1]
+    assert about["digests"] == {"trial": chosen["trial_key"], "commit": chosen["commit"]}
+    for name in ("margin", "best", "floor", "reason", "hyperparameters", "threshold"):
+        assert about["selection"][name] == chosen[name]
+    assert about["selection"]["trials"] == {"COMPLETE": 1}
+    assert about["task"]["classes"] == list("0123456789")
+    assert about["trained_on"]["scenario"] == "permuted"
+    assert about["trained_on"]["seed"] == 4
+    seen = about["trained_on"]["tasks"]
+    assert [t["number"] for t in seen] == [1, 2]
+    assert [t["digest"] for t in seen] == [t["digest"] for t in tasks]
+    assert {(t["source"], t["train"], t["test"]) for t in seen} == {("digits", 1295, 359)}
+    assert about["licence"] == {"model": "CC0", "data": {"digits": "CC BY 4.0"}}
+    assert about["versions"]["clsearch"] == clsearch.__version__
+    assert about["input"]["permuted"] is True
+    assert about["sha256"] == sha256_of(file.read_bytes())
+
+
+def test_a_method_with_a_model_for_each_task_was_trained_on_that_alone(
+    run: Path, tmp_path: Path
+) -> None:
+    about = export(run, "alone", 2, tmp_path / "m.safetensors")
+    assert [t["number"] for t in about["trained_on"]["tasks"]] == [2]
+    assert about["licence"]["model"] == "not stated"
+
+
+def test_licences_of_own_data_are_what_the_config_says(tmp_path: Path) -> None:
+    """And saying them later makes no other experiment."""
+    LAYOUTS["folder"](tmp_path)
+    scenario = {"name": "split", "root": str(tmp_path)}
+    first, second = (
+        tiny_config(scenario={**scenario, "source": {"name": "folder", "path": "photos", **more}})
+        for more in ({}, {"licence": "CC BY 4.0"})
+    )
+    assert identity(first) == identity(second)
+    told = [build_scenario(config).origin(1).terms for config in (first, second)]
+    assert told == ["not stated", "CC BY 4.0"]
+
+
+@pytest.mark.parametrize("name", ["mlflow", "safetensors"])
+def test_all_models_and_an_index(run: Path, tmp_path: Path, name: str, call: Any) -> None:
+    ended = call("export", run, "--all", "--to", tmp_path / "all", "--format", name)
+    assert (ended.code, ended.err) == (0, "")
+    index = json.loads((tmp_path / "all" / "index.json").read_text())
+    matrix = json.loads((run / "accuracy_matrix.json").read_text())
+    assert (index["run"], index["finished"], index["unfinished"]) == ("small", True, {})
+    files = [each["file"] for each in index["models"]]
+    assert len(files) == len(set(files)) == 3 * 2 * 2
+    assert "alone/seed-4/task-2." + name in files
+    for each in index["models"][-2:]:
+        path = tmp_path / "all" / each["file"]
+        _, about = load_export(path)
+        assert about["selection"]["trial_key"] == each["trial"]
+        assert each["sha256"] == formats()[name].sha256(path)
+        row = matrix[each["method"]][str(each["seed"])][each["task"] - 1]
+        assert each["test_accuracy"] == row[each["task"] - 1]
+        assert f"{100 * each['test_accuracy']:.2f}" in ended.out
+    table = (tmp_path / "all" / "index.md").read_text()
+    assert all(f"[{file}]({file})" in table for file in files)
+    assert [p.name for p in tmp_path.iterdir()] == ["all"]
+
+
+def test_all_models_compact(run: Path, tmp_path: Path) -> None:
+    export_all(run, tmp_path / "all", format="safetensors", compact=True)
+    _, full = load_export(tmp_path / "all" / "finetune" / "seed-3" / "task-1.safetensors")
+    _, small = load_export(tmp_path / "all" / "clnp" / "seed-3" / "task-1.safetensors")
+    assert full["compaction"]["units"]["before"] == full["compaction"]["units"]["after"]
+    assert sum(small["architecture"]["units"].values()) < 36
+
+
+def test_a_folder_of_models_is_replaced_only_with_force(run: Path, tmp_path: Path) -> None:
+    to = tmp_path / "all"
+    to.mkdir()
+    (to / "mine.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(InputError):
+            export_all(run, to, format="safetensors", force=force)
+    assert (to / "mine.txt").read_text() == "mine"
+    shutil.rmtree(to)
+    export_all(run, to, format="safetensors")
+    (to / "clnp" / "seed-3" / "task-1.safetensors").unlink()
+    with pytest.raises(InputError, match="--force"):
+        export_all(run, to, format="safetensors")
+    export_all(run, to, format="safetensors", force=True)
+    assert (to / "clnp" / "seed-3" / "task-1.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["all"]
+
+
+def test_a_disk_that_fills_up_between_models_leaves_the_folder_as_it_was(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to, written = tmp_path / "all", []
+    export_all(run, to, format="safetensors")
+    before = {p: p.read_bytes() for p in to.rglob("*") if p.is_file()}
+
+    def fails(self: Tensors, place: Path, *rest: Any) -> dict[str, Any]:
+        written.append(place)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, place, *rest)
+
+    write = Tensors.write
+    monkeypatch.setattr(Tensors, "write", fails)
+    with pytest.raises(StoreError, match="nothing was exported"):
+        export_all(run, to, format="safetensors", force=True)
+    assert {p: p.read_bytes() for p in to.rglob("*") if p.is_file()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["all"]
+
+
+def test_an_unfinished_run_gives_what_it_has(unfinished: Path, tmp_path: Path, call: Any) -> None:
+    missing = ("export", unfinished, "--method", "clnp", "--task", "2", "--to", "m.pt2")
+    refused(call(*missing), "--task", "clnp/seed-0: 1", "not finished", "clsearch resume")
+    to = tmp_path / "all"
+    ended = call("export", unfinished, "--all", "--to", to, "--format", "onnx")
+    assert ended.code == 0
+    assert "checked with onnxruntime" in ended.out
+    assert "clnp/seed-0 is not finished: it has 1 tasks so far" in ended.out
+    index = json.loads((to / "index.json").read_text())
+    assert (index["finished"], len(index["models"])) == (False, 2)
+    assert all(each["check"]["difference"] < 1e-4 for each in index["models"])
+    assert index["unfinished"] == {"finetune/seed-0": 1, "clnp/seed-0": 1}
+    assert "was not finished" in (to / "index.md").read_text()
+
+
+def test_a_run_without_a_selected_model(tmp_path: Path, call: Any) -> None:
+    out = searched(tmp_path / "out", stop_after=1)
+    refused(
+        call("export", out, "--all", "--to", tmp_path / "all"),
+        "DIR", "selected models", "not finished", "clsearch resume",
+    )  # fmt: skip
+    failed = searched(tmp_path / "failed", search={"grid": {"lr": [1e30]}})
+    asked = ("--method", "clnp", "--task", "1", "--to", tmp_path / "m.pt2")
+    refused(call("export", failed, *asked), "none so far", "ended at task 1: failed")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["failed", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--all", "--method", "clnp"), ("--method", "nothing beside --all")),
+        (("--all", "--format", "tflite"), ("--format", "mlflow, onnx, pt2, safetensors")),
+        (("--format", "onnx", "--method", "clnp", "--task", "1"), ("--format", "--all")),
+        (("--task", "1"), ("--method", "--all")),
+        (("--method", "clnp"), ("--task", "--all")),
+    ],
+    ids="-".join,
+)
+def test_options_that_do_not_go_together(
+    run: Path, call: Any, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    refused(call("export", run, "--to", tmp_path / "x.pt2", *options), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_its_record_of_tasks_says_how_to_mend_it(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(run, out)
+    (out / "tasks.json").unlink()
+    with pytest.raises(StoreError, match=r"tasks\.json cannot be read.*clsearch resume"):
+        export(out, "clnp", 1, tmp_path / "m.pt2")
+
+
+def test_what_is_exported_answers_as_what_was_selected(run: Path, tmp_path: Path) -> None:
+    chain = open_selected(run, "clnp", 2, seed=4)
+    model = model_of(chain.system, chain.state, chain.tasks[-1])
+    export(run, "clnp", 2, tmp_path / "m.pt2", seed=4)
+    answer, _ = load_export(tmp_path / "m.pt2")
+    pixels = torch.randint(0, 17, (9, 1, 8, 8), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(answer(pixels), model(pixels))
