@@ -207,7 +207,7 @@ def _same_winner(one: Candidate, other: Candidate) -> Iterator[str]:
         accuracies = (_percent(c.validation_accuracy) for c in (one, other))
         yield "the same hyperparameters reach {} in A and {} in B".format(*accuracies)
     if (one.threshold, one.thresholds) != (other.threshold, other.thresholds):
-        yield f"it is pruned at {_theta(one)} in A and at {_theta(other)} in B"
+        yield f"the highest threshold is {_theta(one)} in A and {_theta(other)} in B"
 
 
 def _fate(winner: Selection, there: Selection, here: str, other: str) -> Iterator[str]:
@@ -235,7 +235,7 @@ def _percent(value: float | None) -> str:
 
 def _theta(candidate: Candidate) -> str:
     if candidate.threshold is None:
-        return "no threshold"
+        return "none"
     return "θ " + ", ".join(f"{t:.4g}" for t in candidate.thresholds or (candidate.threshold,))
 
 

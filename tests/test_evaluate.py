@@ -1,0 +1,174 @@
+"""Exported models measured: on their own task's test data, and on any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from command import refused
+from helpers import searched
+from layouts import FACTS, INSECTS, LAYOUTS, facts, noise
+from sklearn.datasets import load_digits
+
+from clsearch import export
+from clsearch.evaluate import evaluate
+from clsearch.exports.files import load_export
+from clsearch.exports.formats.base import formats
+
+SPLIT = {"name": "split", "classes_per_task": 3, "class_order": [3, 1, 4, 0, 5, 9]}
+
+
+@pytest.fixture(scope="module")
+def permuted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return searched(tmp_path_factory.mktemp("permuted") / "out")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return searched(tmp_path_factory.mktemp("split") / "out", scenario=SPLIT)
+
+
+@pytest.fixture(scope="module")
+def model(split: Path) -> Path:
+    """Of digits 0, 5 and 9."""
+    file = split / "m.safetensors"
+    export(split, "clnp", 2, file)
+    return file
+
+
+def matrix(out: Path) -> Any:
+    return json.loads((out / "accuracy_matrix.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(formats()))
+def test_on_its_own_test_data_a_model_has_the_accuracy_of_the_matrix(
+    permuted: Path, split: Path, tmp_path: Path, name: str
+) -> None:
+    """Of the second task, whose pixels are permuted: the file takes them as they are stored."""
+    for out in (permuted, split):
+        export(out, "clnp", 2, tmp_path / f"m.{name}", compact=True, force=True)
+        found = evaluate(tmp_path / f"m.{name}")
+        assert found.value == matrix(out)["clnp"]["0"][1][1]
+        assert found.images == sum(each.images for each in found.classes)
+        assert found.value == sum(each.right for each in found.classes) / found.images
+
+
+def test_every_task_of_the_run_can_be_measured(permuted: Path, tmp_path: Path) -> None:
+    """By the config that the run left: the images of all permutations are the same ones."""
+    export(permuted, "finetune", 1, tmp_path / "m.safetensors")
+    config = str(permuted / "config.yaml")
+    values = [evaluate(tmp_path / "m.safetensors", config, task=n).value for n in (1, 2)]
+    assert values == [matrix(permuted)["finetune"]["0"][0][0]] * 2
+
+
+def test_the_images_of_a_data_set_by_name(model: Path) -> None:
+    """Of all digits there are, those the model knows: counted here by its answers."""
+    found = evaluate(model, "digits", part="all")
+    bunch = load_digits()
+    answer, described = load_export(model)
+    guess = answer(torch.from_numpy(bunch.images).float()[:, None]).argmax(1)
+    named = np.array(described["task"]["classes"])[guess.numpy()]
+    own = np.isin(bunch.target, [0, 5, 9])
+    right = named[own] == bunch.target[own].astype(str)
+    assert (found.images, found.value) == (own.sum(), right.mean())
+    counts = {c.name: (c.images, c.right) for c in found.classes}
+    for digit in (0, 5, 9):
+        this = bunch.target[own] == digit
+        assert counts[str(digit)] == (this.sum(), right[this].sum())
+    assert found.left_out == {str(d): (bunch.target == d).sum() for d in (1, 2, 3, 4, 6, 7, 8)}
+    assert found.without == ()
+    one = evaluate(model, "digits", part="all", classes=["5"])
+    assert [(c.name, c.images, c.right) for c in one.classes] == [("5", *counts["5"])]
+    parts = [
+        evaluate(model, "digits", part=part).images for part in ("train", "validation", "test")
+    ]
+    assert sum(parts) == found.images
+
+
+def test_a_folder_of_photographs(tmp_path: Path, call: Any) -> None:
+    """Trained on six insects, measured on all eight: by file, as text and as JSON."""
+    LAYOUTS["folder"](tmp_path)
+    source = {"name": "folder", "path": "photos", "size": 8, "corrupt": "skip"}
+    out = searched(
+        tmp_path / "out",
+        scenario={"name": "split", "root": str(tmp_path), "source": source,
+                  "task_classes": [INSECTS[:3], INSECTS[5:2:-1]]},
+        methods=[{"name": "finetune"}],
+    )  # fmt: skip
+    file = tmp_path / "m.safetensors"
+    export(out, "finetune", 2, file)
+    data = tmp_path / "photos.yaml"
+    data.write_text(yaml.safe_dump(source))
+    ended = call("evaluate", file, "--data", data, "--root", tmp_path, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    found = json.loads(ended.out)
+    assert found["value"] == matrix(out)["finetune"]["0"][1][1]
+    assert [c["name"] for c in found["classes"]] == INSECTS[5:2:-1]
+    assert found["left_out"] == dict.fromkeys([*INSECTS[:3], *INSECTS[6:]], 4)
+    ended = call("evaluate", file, "--data", data, "--root", tmp_path, "--classes", "fly,hornet")
+    assert "of 8 images (folder-1 of folder, part test)" in ended.out
+    assert "Left out: 24 images of ant" in ended.out
+    wrong = {"name": "folder", "path": "pictures"}
+    data.write_text(yaml.safe_dump(wrong))
+    refused(call("evaluate", file, "--data", data, "--root", tmp_path), "data.path", "pictures")
+
+
+def test_facts_are_measured_by_average_precision(tmp_path: Path) -> None:
+    facts(tmp_path)
+    out = searched(
+        tmp_path / "out",
+        scenario={"name": "facts", "root": str(tmp_path), **FACTS},
+        methods=[{"name": "finetune"}],
+    )
+    export(out, "finetune", 2, tmp_path / "m.pt2")
+    found = evaluate(tmp_path / "m.pt2")
+    assert (found.measure, found.classes) == ("mean average precision", ())
+    assert found.value == pytest.approx(matrix(out)["finetune"]["0"][1][1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--data", "owls"), ("--data", "'owls'", "digits", "split")),
+        (("--data", "none.yaml"), ("--data", "none.yaml", "a YAML file that can be read")),
+        (("--data", "list.yaml"), ("--data", "a section with its name")),
+        (("--data", "digits", "--classes", "0,7"), ("--classes", "'7'", "the model knows 0, 5, 9")),
+        (("--data", "digits", "--task", "2"), ("--task", "1 to 1")),
+        (("--data", "two.yaml"), ("--task", "1 to 2", "several tasks")),
+        (("--data", "digits", "--part", "half"), ("--part", "all, test, train, validation")),
+        (("--data", "letters.yaml"), ("--data", "classes that the model knows", "0, 5, 9")),
+        (("--data", "large.yaml"), ("--data", "images of 1x9x9", "images of 1x8x8", "`size`")),
+        (("--data", "bright.yaml"), ("--data", "pixels from 0 to 255", "pixels from 0 to 16")),
+    ],
+    ids="-".join,
+)  # fmt: skip
+def test_what_is_refused(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: Any,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = np.array(["0", "5"])[np.arange(40) % 2]
+    for name, side in (("large", 9), ("bright", 8)):
+        np.savez(f"{name}.npz", images=noise(40, side, side), labels=labels)
+        given = {"name": "arrays", "path": str(tmp_path / f"{name}.npz")}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(given))
+    letters = {"name": "split", "task_classes": [[1, 2]]}
+    Path("letters.yaml").write_text(yaml.safe_dump(letters))
+    Path("two.yaml").write_text(yaml.safe_dump({"scenario": {"name": "permuted", "tasks": 2}}))
+    Path("list.yaml").write_text("- digits")
+    refused(call("evaluate", model, *options), *words)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, call: Any) -> None:
+    refused(call("evaluate", tmp_path / "m.pth"), "model", "m.pth", ".onnx, .pt2, .safetensors")
+    for suffix in formats():
+        refused(call("evaluate", tmp_path / f"m.{suffix}"), "model", f"m.{suffix}")
