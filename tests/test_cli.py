@@ -25,7 +25,10 @@ from command import Ended, clsearch, environment, journal, refused, write_config
 from clsearch.cli import app
 from clsearch.exports.files import load_export
 
-COMMANDS = ("run", "resume", "status", "select", "export", "report", "doctor", "methods")
+COMMANDS = (
+    *("run", "resume", "status", "select", "export", "report", "evaluate", "compare"),
+    *("doctor", "methods"),
+)
 
 
 def test_every_command_is_tested_here_and_has_help(call: Any) -> None:
@@ -441,10 +444,10 @@ def test_a_compact_model_answers_the_same_and_says_what_it_saves(
     ("options", "words"),
     [
         ({"--method": "ewc"}, ("--method", "'ewc'", "clnp, finetune")),
-        ({"--task": "3"}, ("--task", "3", "1, 2")),
+        ({"--task": "3"}, ("--task", "3", "clnp/seed-0: 1, 2")),
         ({"--task": "0"}, ("--task", "0", "1, 2")),
         ({"--seed": "7"}, ("--seed", "7", "0")),
-        ({"--to": "model.onnx"}, (".pt2", ".safetensors")),
+        ({"--to": "model.pth"}, (".onnx, .pt2, .safetensors, .mlflow",)),
         ({"--to": "taken.pt2/model.pt2"}, ("taken.pt2",)),
         ({"--to": "taken.pt2"}, ("taken.pt2", "--force")),
     ],

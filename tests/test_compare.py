@@ -84,21 +84,21 @@ def test_trials_that_were_trained_otherwise(first: Path, tmp_path: Path) -> None
 
 
 def test_a_winner_that_failed_there(tmp_path: Path) -> None:
-    """Steps of Adam are bounded by the learning rate, those of gradient descent are not."""
+    """A step of Adam is bounded by the learning rate, one of gradient descent is not."""
     outs = [
         searched(
             tmp_path / optimizer,
             methods=[{"name": "finetune"}],
             scenario={"name": "permuted", "tasks": 1},
             search={"grid": {"lr": rates}},
-            training={"epochs": 2, "batch_size": 128, "optimizer": optimizer},
+            training={"epochs": 2, "batch_size": 128, "optimizer": optimizer, "momentum": momentum},
         )
-        for optimizer, rates in (("adam", [100]), ("sgd", [0.01, 100]))
+        for optimizer, momentum, rates in (("adam", 0, [3]), ("sgd", 0.99, [0.01, 3]))
     ]
     failed = next(c for c in chosen(outs[1], "finetune")["candidates"] if c["status"] == "FAILED")
     why = reasons(compare(*outs), "finetune")
-    assert "its trials were trained otherwise: training.optimizer differ" in why
-    assert f"A's lr=100 lost in B: {failed['why']}" in why
+    assert "its trials were trained otherwise: training.optimizer, training.momentum differ" in why
+    assert f"A's lr=3 lost in B: {failed['why']}" in why
     assert "B's lr=0.01 is not among the trials of A" in why
 
 

@@ -63,6 +63,18 @@ def test_the_reference_names_every_plug_in() -> None:
             assert f"### `{name}`" in written, name
 
 
+def test_licences_of_the_sets_are_those_of_their_table() -> None:
+    page = (ROOT / "docs" / "scenarios.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines()]
+    table = {row[1].strip("`"): row[4] for row in rows if len(row) == 7}
+    sources = {
+        name: kind.licence
+        for name, kind in discover("clsearch.data", Source).items()
+        if not kind.needs_options()
+    }
+    assert sources == {name: table[name] for name in sources}
+
+
 def test_the_readme_is_filled_in_and_names_files_that_are_there() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not re.findall(r"^[A-Z_]+$", readme, re.M)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,28 @@ def test_a_run_without_its_record_of_tasks_says_how_to_mend_it(run: Path, tmp_pa
     (out / "tasks.json").unlink()
     with pytest.raises(StoreError, match=r"tasks\.json cannot be read.*clsearch resume"):
         export(out, "clnp", 1, tmp_path / "m.pt2")
+
+
+def test_the_snippets_of_the_page_run(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    Path("runs/quickstart").symlink_to(run)
+    for name in ("pt2", "onnx"):
+        export("runs/quickstart", "clnp", 2, f"model.{name}")
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, re.S)
+    code = "\n".join(snippets)
+    exec(compile(code, "docs/export.md", "exec"), {})
+    digit, accuracy, same = capsys.readouterr().out.split()
+    assert digit in "0123456789"
+    matrix = json.loads((run / "accuracy_matrix.json").read_text())
+    assert float(accuracy) == matrix["clnp"]["3"][1][1]
+    assert same == "True"
 
 
 def test_what_is_exported_answers_as_what_was_selected(run: Path, tmp_path: Path) -> None:
