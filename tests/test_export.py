@@ -52,6 +52,7 @@ PERMUTED = replace(
 GATES = {"fc2": torch.tensor([True, False, True, True, False])}
 FORMATS = sorted(formats())
 each = pytest.mark.parametrize("suffix", [f".{name}" for name in FORMATS])
+TORCH = pytest.mark.parametrize("suffix", [".pt2", ".safetensors"])
 FILES = pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".safetensors"])
 
 
@@ -290,7 +291,7 @@ def test_model_files_of_a_commit(network: tuple[MLP, Params], tmp_path: Path) ->
         write_model_files(tmp_path, system, ChainState(params), replace(PERMUTED, number=1))
 
 
-@FILES
+@TORCH
 def test_an_existing_file_is_kept_without_force(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
@@ -334,7 +335,7 @@ def test_a_folder_is_replaced_only_if_it_was_exported(
     assert [p.name for p in tmp_path.iterdir()] == ["m.mlflow"]
 
 
-@each
+@pytest.mark.parametrize("suffix", [".mlflow", ".pt2", ".safetensors"])
 def test_a_full_disk_leaves_nothing(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
@@ -445,7 +446,7 @@ def test_a_checked_file_says_how_far_it_is_from_the_model(
     assert json.loads((tmp_path / "m.onnx.json").read_text()) == found
 
 
-@FILES
+@TORCH
 def test_a_folder_that_cannot_be_written(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
