@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from clsearch.config import Config
+from clsearch.files import ABOUT
 from clsearch.folder import open_chains, results_of, run_config, tasks_of
 from clsearch.identity import without_places
 from clsearch.methods.base import Method
@@ -40,9 +41,9 @@ class _Run:
     @classmethod
     def read(cls, out: Path) -> _Run:
         config, results = run_config(out), results_of(out)
-        tasks = tasks_of(out) if (out / "tasks.json").exists() else ()
+        tasks = tasks_of(out) if (out / ABOUT).exists() else ()
         by_place = {(r.selection.chain, r.selection.task): r for r in results}
-        # Without tasks.json it ended before its first task.
+        # Without search.json it ended before its first task.
         unfinished = open_chains(config, results, len(tasks) or 1)
         return cls(out, config, by_place, {t.number: t for t in tasks}, unfinished)
 

@@ -16,7 +16,7 @@ import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError
-from clsearch.files import atomic_write, owned, program_path
+from clsearch.files import ABOUT, atomic_write, owned, program_path
 from clsearch.identity import identity
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord
 from clsearch.store import Store, read_record
@@ -127,9 +127,9 @@ def open_chains(config: Config, results: Sequence[TaskResult], tasks: int) -> di
 
 def tasks_of(out: Path) -> tuple[TaskRecord, ...]:
     """What the tasks of a run are made from, as it was when it ran."""
-    path = out / "tasks.json"
+    path = out / ABOUT
     try:
-        return tuple(map(TaskRecord.from_json, json.loads(path.read_bytes())))
+        return tuple(map(TaskRecord.from_json, json.loads(path.read_bytes())["tasks"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         again = f"`{command('resume', out)}` writes it again."
         raise DamagedError(f"{path} cannot be read ({error!r}). {again}") from error

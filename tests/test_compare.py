@@ -107,8 +107,8 @@ def test_other_data(first: Path, tmp_path: Path) -> None:
     found = compare(first, searched(tmp_path / "out", scenario=scenario))
     assert {"field": "scenario.split_seed", "a": 0, "b": 1} in found["config"]
     assert [each["task"] for each in found["data"]] == [1, 2]
-    digests = [json.loads((first / "tasks.json").read_text())[n]["digest"] for n in (0, 1)]
-    assert [each["a"]["digest"] for each in found["data"]] == digests
+    tasks = json.loads((first / "search.json").read_text())["tasks"]
+    assert [each["a"]["digest"] for each in found["data"]] == [t["digest"] for t in tasks]
     assert "the data of task 1 is another" in reasons(found, "clnp")
 
 

@@ -56,7 +56,7 @@ def test_a_model_says_where_it_comes_from(run: Path, tmp_path: Path) -> None:
         if (s["method"], s["seed"], s["task"]) == ("clnp", 4, 2)
     )  # fmt: skip
     matrix = json.loads((run / "accuracy_matrix.json").read_text())
-    tasks = json.loads((run / "tasks.json").read_text())
+    tasks = json.loads((run / "search.json").read_text())["tasks"]
     assert about["metrics"]["test_accuracy"] == matrix["clnp"]["4"][1][1]
     assert about["digests"] == {"trial": chosen["trial_key"], "commit": chosen["commit"]}
     for name in ("margin", "best", "floor", "reason", "hyperparameters", "threshold"):
@@ -214,8 +214,8 @@ def test_options_that_do_not_go_together(
 def test_a_run_without_its_record_of_tasks_says_how_to_mend_it(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     shutil.copytree(run, out)
-    (out / "tasks.json").unlink()
-    with pytest.raises(StoreError, match=r"tasks\.json cannot be read.*clsearch resume"):
+    (out / "search.json").unlink()
+    with pytest.raises(StoreError, match=r"search\.json cannot be read.*clsearch resume"):
         export(out, "clnp", 1, tmp_path / "m.pt2")
 
 
