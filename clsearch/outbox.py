@@ -15,6 +15,7 @@ import json
 import math
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections import deque
@@ -64,6 +65,9 @@ def describe(error: Exception) -> str:
     """An error in one line, without the password of an address in it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return re.sub(r"://[^/@\s]+@", "://…@", text)
+
+
+Files = Callable[[Path], Mapping[str, Path]]
 
 
 @dataclass(frozen=True)
@@ -230,11 +234,11 @@ class Courier:
         self._sent = dict.fromkeys([*ledger, *outbox.identities()])
         self.problem = ""
 
-    def send(
-        self, kind: str, content: Mapping[str, Any], files: Mapping[str, Path] | None = None
-    ) -> None:
+    def send(self, kind: str, content: Mapping[str, Any], files: Files | None = None) -> None:
         """Puts an entry into the outbox unless it was sent before, with the time in `time`.
-        Raises `StoreError` when it cannot be written.
+
+        `files`, asked for only then, gives the entry's files: path inside it to source. It may make
+        them in the temporary folder it is given. Raises `StoreError` when it cannot be written.
         """
         plain = {"kind": kind, **jsonable(content)}
         others = (name for name in reversed(self._sent) if not name.startswith(FINISH))
@@ -242,7 +246,9 @@ class Courier:
         identity = f"{kind}-{digest([plain, after])}"
         if identity in self._sent:
             return
-        self._outbox.append(identity, {**plain, "time": time.time()}, files or {})
+        with tempfile.TemporaryDirectory(prefix="clsearch-entry-") as folder:
+            sources = files(Path(folder)) if files else {}
+            self._outbox.append(identity, {**plain, "time": time.time()}, sources)
         self._sent[identity] = None
         self.wake()
 

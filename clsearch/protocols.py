@@ -37,19 +37,18 @@ class SearchInfo:
 class Committed:
     """A selection that became the parent of the next task, as the tracker logs it.
 
-    `model_files` is a folder holding the exported model: `model.pt2` and the sample batch
-    `example.npy` it was exported with (None where the chain ended without a model).
+    `write` puts the exported model into a folder (`model.pt2` and the sample batch it was exported
+    with, `example.npy`), and figures (PNG); it is called only where they are wanted, which after a
+    resume they are not. None where the chain ended without a model.
     `seeded_by` is the trial key of the selection at the task before that the trials started from,
-    if there was one, and `parent` the key of its commit. `metrics` are logged as they are, and
-    `figures` (PNG files) beside them.
+    if there was one, and `parent` the key of its commit. `metrics` are logged as they are.
     """
 
     result: TaskResult
-    model_files: Path | None = None
+    write: Callable[[Path], None] | None = None
     seeded_by: str | None = None
     parent: str | None = None
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    figures: Sequence[Path] = ()
 
 
 class Tracker(Protocol):

@@ -8,7 +8,6 @@ what is there and does what is missing, through the same code.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,7 +27,7 @@ from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.refinement import Entry, Refinement
-from clsearch.report.selection_figures import selection_figures
+from clsearch.report.selection_figures import write_selection_figures
 from clsearch.report.tables import write_tables
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
@@ -354,14 +353,14 @@ class Search:
         c.parent = made
         c.history.append(result)
         self.found.results.append(result)
-        with tempfile.TemporaryDirectory(prefix="clsearch-model-") as folder:
+
+        def write(folder: Path) -> None:
             metadata = provenance(self.config, c.system.method, self.described, result)
-            write_model_files(Path(folder), c.system, made.state, task, metadata)
-            stored = {"stored/validation_accuracy": percent(made.validation_accuracy)}
-            figures = selection_figures(Path(folder), result, entry.records)
-            self.tracker.committed(
-                Committed(result, Path(folder), seeded_by, parent, stored, figures)
-            )
+            write_model_files(folder, c.system, made.state, task, metadata)
+            write_selection_figures(folder, result, entry.records)
+
+        stored = {"stored/validation_accuracy": percent(made.validation_accuracy)}
+        self.tracker.committed(Committed(result, write, seeded_by, parent, stored))
         self.progress.selected(result)
 
     def _end(self, c: _Chain, selection: Selection) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from clsearch.delivery import Delivery, refused
 from clsearch.errors import InputError
-from clsearch.outbox import FINISH, Courier, Ledger, Outbox, sha256
+from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
 
 if TYPE_CHECKING:
@@ -95,13 +95,7 @@ class MLflowTracker:
 
     def committed(self, commit: Committed) -> None:
         """A selection and the model it chose."""
-        result, folder = commit.result, commit.model_files
-        files = {f"figures/{path.name}": path for path in commit.figures}
-        if folder is not None:
-            files |= {
-                "model/data/model.pt2": folder / "model.pt2",
-                "model/example.npy": folder / "example.npy",
-            }
+        result = commit.result
         body = {
             "selection": result.selection.to_json(),
             "commit": result.commit,
@@ -114,8 +108,19 @@ class MLflowTracker:
             "parent": commit.parent,
             "data": self._data.get(result.selection.task),
             "metrics": commit.metrics,
-            "model": folder is not None,
+            "model": commit.write is not None,
         }
+
+        def files(folder: Path) -> dict[str, Path]:
+            if commit.write is None:
+                return {}
+            commit.write(folder)
+            figures = {f"figures/{path.name}": path for path in folder.glob("*.png")}
+            return figures | {
+                "model/data/model.pt2": folder / "model.pt2",
+                "model/example.npy": folder / "example.npy",
+            }
+
         self._send("committed", body, files)
 
     def finish(self, figures: Sequence[Path], metrics: Mapping[str, float], status: str) -> None:
@@ -124,7 +129,7 @@ class MLflowTracker:
             raise InputError("status", status, ", ".join(STATUSES))
         files = {f"report/{path.name}": path for path in figures}
         hashes = {name: sha256(path) for name, path in files.items()}
-        self._send(FINISH, {"metrics": metrics, "status": status, "files": hashes}, files)
+        self._send(FINISH, {"metrics": metrics, "status": status, "files": hashes}, lambda _: files)
 
     def close(self, timeout: float) -> int:
         """Delivers what it can within `timeout` seconds; returns how many entries still wait."""
@@ -132,7 +137,7 @@ class MLflowTracker:
         self._delivery.close()
         return waiting
 
-    def _send(self, kind: str, body: object, files: Mapping[str, Path] | None = None) -> None:
+    def _send(self, kind: str, body: object, files: Files | None = None) -> None:
         if not self._search:
             raise RuntimeError("MLflowTracker.start() comes before any other call")
         self._courier.send(kind, {"search": self._search, "body": body}, files)

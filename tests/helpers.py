@@ -16,7 +16,6 @@ import torch
 from layouts import LAYOUTS, OPTIONS
 from torch import Tensor
 
-import clsearch.sequence
 from clsearch.commit import consolidate
 from clsearch.config import Config, parse_config
 from clsearch.data._idx import IdxSource
@@ -362,12 +361,10 @@ def searched(out: Path, stop_after: int | None = None, **sections: Any) -> Path:
             }
         )
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clsearch.sequence, "write_model_files", lambda *a, **k: None)
-        search = Search(config, out, open_store(out))
-        write_config(out, config)
-        try:
-            search.run(SerialSearcher(1, stop_after), SilentTracker(), SilentProgress())
-        except KeyboardInterrupt:
-            assert stop_after is not None
+    search = Search(config, out, open_store(out))
+    write_config(out, config)
+    try:
+        search.run(SerialSearcher(1, stop_after), SilentTracker(), SilentProgress())
+    except KeyboardInterrupt:
+        assert stop_after is not None
     return out

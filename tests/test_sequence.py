@@ -64,12 +64,6 @@ def settings(
     }
 
 
-@pytest.fixture(autouse=True)
-def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exporting takes longer than everything else here and has tests of its own."""
-    monkeypatch.setattr(clsearch.sequence, "write_model_files", lambda *a, **k: None)
-
-
 def run(
     out: Path,
     data: dict[str, Any],
@@ -281,13 +275,11 @@ def test_selections_do_not_depend_on_workers_or_packs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[bytes]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clsearch.sequence, "write_model_files", lambda *a, **k: None)
-        out = tmp_path_factory.mktemp("reference")
-        data = settings(["ewc", "clnp", "joint"])
-        found = run(out, data)
-        assert found.trained == 12
-        return data, written(out)
+    out = tmp_path_factory.mktemp("reference")
+    data = settings(["ewc", "clnp", "joint"])
+    found = run(out, data)
+    assert found.trained == 12
+    return data, written(out)
 
 
 @pytest.mark.parametrize("stops", [[n] for n in range(1, 13)] + [[1, 1, 4, 2]], ids=str)

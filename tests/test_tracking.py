@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,12 @@ def committed(
         capacity=account, transfer=task == 2,
     )  # fmt: skip
     before = ("f" * 32, f"commit-{number}-{task - 1}") if task > 1 else (None, None)
-    return Committed(result, model, *before, {"retained": 0.5}, figures)
+
+    def write(folder: Path) -> None:
+        for source in (*(model.iterdir() if model else ()), *figures):
+            shutil.copy(source, folder)
+
+    return Committed(result, write if model else None, *before, {"retained": 0.5})
 
 
 def play(tracker: MLflowTracker, model: Path, figure: Path) -> None:
@@ -112,7 +118,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def figure(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("figure") / "accuracy.svg"
+    path = tmp_path_factory.mktemp("figure") / "accuracy.png"
     path.write_text("<svg/>")
     return path
 
@@ -280,7 +286,7 @@ def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -
     file = look.download_artifacts(run.info.run_id, "selection.json", str(tmp_path))
     assert Selection.from_json(json.loads(Path(file).read_text())) == selection(2, task=2)
     names = [f.path for f in look.list_artifacts(run.info.run_id, "figures")]
-    assert names == ["figures/accuracy.svg"]
+    assert names == ["figures/accuracy.png"]
 
 
 def test_descriptions_answer_and_link(played: Path) -> None:
@@ -366,7 +372,7 @@ def test_search_run_has_config_report_and_summary(played: Path) -> None:
     assert run.data.tags["clsearch.status"] == "FINISHED"
     assert {f.path for f in look.list_artifacts(run.info.run_id)} >= {"config.json", "report"}
     assert [f.path for f in look.list_artifacts(run.info.run_id, "report")] == [
-        "report/accuracy.svg"
+        "report/accuracy.png"
     ]
     assert run.info.artifact_uri.startswith((played / "artifacts").as_uri())
 
@@ -459,6 +465,24 @@ def test_killed_between_delivery_and_removal(
     assert again.rejected == []
     assert everything(look) == before
     assert not (out / "outbox").exists()
+
+
+def test_a_model_is_exported_only_when_it_is_wanted(tmp_path: Path, model: Path) -> None:
+    """What MLflow has, or what waits for it, is not made again by a resumed search."""
+    made = []
+
+    def write(folder: Path) -> None:
+        made.append(folder)
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+
+    for _ in range(2):
+        tracker = MLflowTracker(tmp_path)
+        tracker.start(INFO)
+        for _ in range(2):
+            tracker.committed(replace(committed(2, model), write=write))
+        assert tracker.close(60) == 0
+    assert len(made) == 1
+    assert not made[0].exists()
 
 
 def test_lost_ledger_makes_no_duplicates(out: Path, model: Path, figure: Path) -> None:
