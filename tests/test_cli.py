@@ -27,7 +27,7 @@ from clsearch.exports.files import load_export
 
 COMMANDS = (
     *("run", "resume", "status", "select", "export", "report", "evaluate", "compare"),
-    *("doctor", "methods"),
+    *("ui", "doctor", "methods"),
 )
 
 

@@ -467,7 +467,7 @@ def test_killed_between_delivery_and_removal(
     assert not (out / "outbox").exists()
 
 
-def test_a_model_is_exported_only_when_it_is_wanted(tmp_path: Path, model: Path) -> None:
+def test_a_model_is_exported_only_when_it_is_wanted(out: Path, model: Path) -> None:
     """What MLflow has, or what waits for it, is not made again by a resumed search."""
     made = []
 
@@ -476,7 +476,7 @@ def test_a_model_is_exported_only_when_it_is_wanted(tmp_path: Path, model: Path)
         shutil.copytree(model, folder, dirs_exist_ok=True)
 
     for _ in range(2):
-        tracker = MLflowTracker(tmp_path)
+        tracker = MLflowTracker(out)
         tracker.start(INFO)
         for _ in range(2):
             tracker.committed(replace(committed(2, model), write=write))
