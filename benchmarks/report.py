@@ -21,7 +21,7 @@ from benchmarks._machine import machine as said
 from clsearch.config import Config, parse_config
 from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.folder import open_store, write_config
-from clsearch.records import LayerCapacity, ScanPoint, TaskResult, TrialRecord, digest
+from clsearch.records import LayerCapacity, ScanPoint, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.selection import select
 from clsearch.sequence import write_results
 from clsearch.store import write_record
@@ -30,6 +30,8 @@ from clsearch.system import resolve
 LAYERS, UNITS, THRESHOLDS, VALIDATION = ("fc1", "fc2"), (200, 200), 50, 1000
 KEPT = {"finetune": 0.55, "ewc": 0.85, "mas": 0.8, "clnp": 1.0}
 """What is left of an earlier task's accuracy in the end."""
+LIMIT = 20.0
+"""Seconds."""
 
 
 def config(tasks: int, trials: int, seeds: int) -> Config:
@@ -116,8 +118,10 @@ def make(out: Path, tasks: int, trials: int, seeds: int) -> int:
         write_record(store, record, None)
     write_config(out, resolved)
     described = [
-        {"number": n, "name": f"permuted-{n}", "classes": list(range(10)), "digest": f"{n}",
-         "train": 1295, "validation": 143, "test": 359}
+        TaskRecord(
+            n, f"permuted-{n}", "digits", "CC-BY-4.0", tuple(map(str, range(10))), (1, 8, 8),
+            digest(n), 1295, 143, 359,
+        ).to_json()
         for n in range(1, tasks + 1)
     ]  # fmt: skip
     atomic_write(out / ABOUT, json.dumps({"tasks": described, **machine()}))
@@ -139,7 +143,10 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "clsearch", "report", str(out)], check=True)
         took = time.perf_counter() - begun
         size = (out / "report" / "index.html").stat().st_size / 2**20
-        print(f"{count:,} trials, {given.tasks} tasks: {took:.1f} s, {size:.1f} MiB; {said()}")
+        print(said())
+        what = f"{count:,} trials, {given.tasks} tasks"
+        print(f"{what}: {took:.1f} s (limit {LIMIT:.0f}), {size:.1f} MiB")
+    sys.exit(took > LIMIT)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from clsearch.folder import (
     open_store,
     write_config,
 )
+from clsearch.messages import say
 from clsearch.records import Selection, TaskResult
 
 if TYPE_CHECKING:
@@ -133,10 +134,10 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
     waiting = tracker.close(CLOSE)
     print_tables(console, found.records, found.results)
     if waiting or tracker.rejected:
-        console.print(
+        say(
+            console,
             f"MLflow has not taken {waiting + len(tracker.rejected)} entries ({tracker.problem}). "
             f"They wait in {out / 'outbox'}; this delivers them: {command('resume', out)}",
-            soft_wrap=True,
         )
     _print_end(found, out, ui_command(out, config.tracking.uri), console)
     return failed
@@ -208,18 +209,17 @@ def _print_end(found: Found, out: Path, ui: str, console: Console) -> None:
     """What was trained, and the commands to look further."""
     if found.trained:
         reused = f", {found.reused} taken from the journal" if found.reused else ""
-        console.print(f"{found.trained} trials trained{reused}.")
+        say(console, f"{found.trained} trials trained{reused}.")
     else:
-        console.print(
-            f"Nothing was trained: all {found.reused} trials were in the journal of {out}.",
-            soft_wrap=True,
+        say(
+            console, f"Nothing was trained: all {found.reused} trials were in the journal of {out}."
         )
     done = [r for r in found.results if r.commit]
-    console.print(f"Report:             {out / 'report' / 'index.html'}", soft_wrap=True)
-    console.print(f"Audit in MLflow:    {ui}", soft_wrap=True)
+    say(console, f"Report:             {out / 'report' / 'index.html'}")
+    say(console, f"Audit in MLflow:    {ui}")
     if done:
         s = done[-1].selection
-        take = command(
-            "export", out, "--method", s.method, "--task", str(s.task), "--to", "model.pt2"
-        )
-        console.print(f"Export a model:     {take}", soft_wrap=True)
+        which = ["--method", s.method, "--task", str(s.task)]
+        which += ["--seed", str(s.seed)] if len(found.config.seeds) > 1 else []
+        take = command("export", out, *which, "--to", "model.pt2")
+        say(console, f"Export a model:     {take}")

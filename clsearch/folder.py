@@ -9,13 +9,14 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from clsearch.config import Config, load_config
-from clsearch.errors import DamagedError, InputError
+from clsearch.errors import DamagedError, InputError, unknown
 from clsearch.files import ABOUT, atomic_write, owned, program_path
 from clsearch.identity import identity
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord
@@ -125,14 +126,42 @@ def open_chains(config: Config, results: Sequence[TaskResult], tasks: int) -> di
     }
 
 
-def tasks_of(out: Path) -> tuple[TaskRecord, ...]:
-    """What the tasks of a run are made from, as it was when it ran."""
+def about(out: Path) -> dict[str, Any]:
+    """What a search wrote of its machine and versions in `search.json`, and its tasks as
+    `TaskRecord`s under `tasks`; empty where it ended before that. Raises `DamagedError`."""
     path = out / ABOUT
     try:
-        return tuple(map(TaskRecord.from_json, json.loads(path.read_bytes())["tasks"]))
+        said = json.loads(path.read_bytes())
+        if not isinstance(said["machine"], dict):
+            raise ValueError("its fields are not those that a search writes")
+        return {**said, "tasks": tuple(map(TaskRecord.from_json, said["tasks"]))}
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         again = f"`{command('resume', out)}` writes it again."
         raise DamagedError(f"{path} cannot be read ({error!r}). {again}") from error
+
+
+def tasks_of(out: Path) -> tuple[TaskRecord, ...]:
+    """What the tasks of a run are made from, as it was when it ran. Raises `DamagedError` too where
+    `search.json` is missing."""
+    said = about(out)
+    if not said:
+        again = f"`{command('resume', out)}` writes it again."
+        raise DamagedError(f"{out / ABOUT} is missing. {again}")
+    tasks: tuple[TaskRecord, ...] = said["tasks"]
+    return tasks
+
+
+def chain_of(config: Config, method: str, seed: int | None) -> Chain:
+    """The chain of a method (its label) and a seed, by default the run's first. Raises `InputError`
+    for what the config has not."""
+    labels = [m.chain_name for m in config.methods]
+    if method not in labels:
+        raise unknown("method", method, labels)
+    if seed is not None and seed not in config.seeds:
+        raise unknown("seed", seed, map(str, config.seeds))
+    return Chain(method, config.seeds[0] if seed is None else seed)
 
 
 def read_parquet(out: Path, name: str) -> pa.Table:

@@ -1,13 +1,17 @@
-"""Pydantic's errors in the words of a user: field, value, what is allowed."""
+"""What a user reads: pydantic's errors as field, value, what is allowed; lines as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from clsearch.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 NAME_IN_WORDS = (
@@ -110,3 +114,8 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
                 break
             kinds += getattr(kind, "__args__", ())
     return list(model.model_fields)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints text as it is: no markup in it, no colours, lines as long as they are."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clsearch.errors import DamagedError, InputError
-from clsearch.files import ABOUT
-from clsearch.folder import command, read_parquet, results_of, run_config
+from clsearch.folder import about, command, open_chains, read_parquet, results_of, run_config
 from clsearch.records import TrialRecord
 from clsearch.report import write_report
 from clsearch.report.parquet import trials_of
@@ -57,9 +54,18 @@ def read_run(out: Path) -> Run:
     """A run as a report shows it. Raises `InputError` for a folder that is none, `DamagedError`."""
     config = run_config(out)
     results = results_of(out)
+    said = about(out)
     journal = out / "checkpoints" / "trials"
-    stored = sum(1 for _ in journal.glob("[!.]*/manifest.json"))
-    return Run(config, _trials(out), results, _about(out), stored, out.resolve().name)
+    return Run(
+        config,
+        _trials(out),
+        results,
+        said,
+        # Without search.json it ended before its first task.
+        open_chains(config, results, len(said.get("tasks", ())) or 1),
+        sum(1 for _ in journal.glob("[!.]*/manifest.json")),
+        out.resolve().name,
+    )
 
 
 def _trials(out: Path) -> list[TrialRecord]:
@@ -71,21 +77,4 @@ def _trials(out: Path) -> list[TrialRecord]:
         raise DamagedError(
             f"trials.parquet or scan.parquet in {out} cannot be read ({error!r}). "
             f"This writes them again: {command('resume', out)}"
-        ) from error
-
-
-def _about(out: Path) -> dict[str, Any]:
-    """What the search wrote of its tasks, its machine and its versions; empty without it."""
-    try:
-        about = json.loads((out / ABOUT).read_bytes())
-        digests = [task["digest"] for task in about["tasks"]]
-        if not isinstance(about["machine"], dict) or not all(digests):
-            raise ValueError("its fields are not those that a search writes")
-        return dict(about)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(
-            f"{ABOUT} in {out} cannot be read ({error!r}). "
-            f"This writes it again: {command('resume', out)}"
         ) from error

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from clsearch.errors import InputError
 from clsearch.folder import open_store, records_of, results_of, run_config
+from clsearch.messages import say
 from clsearch.records import Selection
 from clsearch.refinement import known_prunings
 from clsearch.selection import select as selected_of
@@ -52,22 +53,22 @@ def print_selections(
         won = next((c for c in before.candidates if c.chosen), None) if before else None
         same = won is not None and won.trial_key == new.trial_key
         changed += not same or (won is not None and won.threshold != new.threshold)
-        console.print(f"task {new.task} {new.chain}: {outcome_in_words(new)}", soft_wrap=True)
+        say(console, f"task {new.task} {new.chain}: {outcome_in_words(new)}")
         if before is not None and not same:
-            console.print(f"    was: {outcome_in_words(before)}", soft_wrap=True)
-    console.print(
+            say(console, f"    was: {outcome_in_words(before)}")
+    say(
+        console,
         f"Margin {margin:g}: {changed} of {len(chosen)} selections differ from the run's. Nothing "
         "was trained; each task's trials still start from the run's own selection before it.",
-        soft_wrap=True,
     )
     if config.selection.per_layer:
-        console.print(
+        say(
+            console,
             "Thresholds by layer were looked for at the run's own margins; at others, trials are "
             "pruned at one threshold for all layers.",
-            soft_wrap=True,
         )
     if any(m.fine_tune for m in config.methods):
-        console.print("Fine-tuning, which comes after selection, is left out.")
+        say(console, "Fine-tuning, which comes after selection, is left out.")
 
 
 def outcome_in_words(s: Selection) -> str:

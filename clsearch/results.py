@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clsearch.config import Config
 from clsearch.errors import unknown
-from clsearch.folder import read_parquet, records_of, results_of, run_config
+from clsearch.folder import chain_of, read_parquet, records_of, results_of, run_config
 from clsearch.metrics import (
     Matrix,
     accuracy_matrix,
@@ -16,7 +16,7 @@ from clsearch.metrics import (
     average_forgetting,
     backward_transfer,
 )
-from clsearch.records import Chain, Selection, TaskResult, TrialRecord
+from clsearch.records import Selection, TaskResult, TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,13 +73,8 @@ class Results:
 
         Raises `InputError` for a method (its label) or a seed that the run has not.
         """
-        labels = [m.chain_name for m in self.config.methods]
-        if method not in labels:
-            raise unknown("method", method, labels)
-        seed = self.config.seeds[0] if seed is None else seed
-        if seed not in self.config.seeds:
-            raise unknown("seed", seed, map(str, self.config.seeds))
-        return accuracy_matrix(r for r in self.tasks if r.selection.chain == Chain(method, seed))
+        chain = chain_of(self.config, method, seed)
+        return accuracy_matrix(r for r in self.tasks if r.selection.chain == chain)
 
     def table(self, name: Name) -> pa.Table:
         """A table of the run; raises `InputError` for a name that is none.

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from clsearch.files import in_use
 from clsearch.folder import command, open_chains, results_of, run_config
+from clsearch.messages import say
 from clsearch.system import build_scenario
 
 
@@ -19,9 +20,7 @@ def print_status(out: Path, console: Console) -> None:
     tasks = len(build_scenario(config).tasks)
     journal = out / "checkpoints" / "trials"
     stored = sum(1 for p in journal.glob("*/manifest.json")) if journal.is_dir() else 0
-    console.print(
-        f"{config.name} in {out}: {stored} finished trials in the journal", soft_wrap=True
-    )
+    say(console, f"{config.name} in {out}: {stored} finished trials in the journal")
     for method in config.methods:
         for seed in config.seeds:
             of_chain = [
@@ -37,10 +36,10 @@ def print_status(out: Path, console: Console) -> None:
                 line += f", last-layer transfer at {', '.join(transferred)}"
             if ended:
                 line = f"  {ended.chain}: {ended.outcome} at task {ended.task}: {ended.reason}"
-            console.print(line, soft_wrap=True)
+            say(console, line)
     if at_work:
-        console.print("A run is at work on it.")
+        say(console, "A run is at work on it.")
     elif not open_chains(config, results, tasks):
-        console.print("Finished.")
+        say(console, "Finished.")
     else:
-        console.print(f"Not finished. Go on with: {command('resume', out)}", soft_wrap=True)
+        say(console, f"Not finished. Go on with: {command('resume', out)}")

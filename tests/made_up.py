@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from clsearch.config import parse_config
+from clsearch.folder import open_chains
 from clsearch.records import (
     Candidate,
     LayerCapacity,
     ScanPoint,
     Selection,
+    TaskRecord,
     TaskResult,
     TrialRecord,
 )
@@ -126,11 +128,15 @@ def told(found: Made, tasks: int, name: str = "test", stored: int = 0) -> Run:
     )
     about = {
         "tasks": [
-            {"number": n, "name": f"permuted-{n}", "classes": list(range(10)), "digest": f"d{n}",
-             "train": 1295, "validation": 143, "test": 359}
+            TaskRecord(
+                n, f"permuted-{n}", "digits", "CC-BY-4.0", tuple(map(str, range(10))), (1, 8, 8),
+                f"d{n}", 1295, 143, 359,
+            )
             for n in range(1, tasks + 1)
         ],
         "machine": {"host": "host", "cpu": "a cpu", "cores": 2, "system": "Linux"},
         "versions": {"python": "3.11", "torch": "2.13"},
     }  # fmt: skip
-    return Run(config, records, results, about, stored or len(records), f"{name}-folder")
+    unfinished = open_chains(config, results, tasks)
+    stored = stored or len(records)
+    return Run(config, records, results, about, unfinished, stored, f"{name}-folder")

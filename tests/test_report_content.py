@@ -223,7 +223,7 @@ def test_runs_of_equal_names_have_labels_of_their_own() -> None:
 
 def test_runs_of_different_sequences_are_not_drawn_together() -> None:
     a, b = told(run(["clnp"], 2), 2, "one"), told(run(["clnp"], 2), 2, "two")
-    tasks = [dict(task, digest="of other data") for task in b.tasks]
+    tasks = [replace(task, digest="of other data") for task in b.tasks]
     found = document(labelled([a, replace(b, about={**b.about, "tasks": tasks})]))
     assert "cannot be compared: one; two" in found.notes[0]
     assert {"accuracy_1", "accuracy_2"} <= {d.name for d in found.drawings}

@@ -16,12 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from clsearch.records import LayerCapacity, Selection
+from clsearch.records import LayerCapacity, Round, Selection
 from clsearch.report import _LOOK
 from clsearch.report.canvas import WIDTH, fit, inches, legend, method_handles, style
 from clsearch.report.content import document
 from clsearch.report.document import Drawing
 from clsearch.report.source import labelled
+from clsearch.report.trial_figures import CHOSEN
 
 LONG = [
     "clnp",
@@ -162,6 +163,28 @@ def test_figures_are_the_same_every_time() -> None:
                 drawing.draw().savefig(stream, format="svg", metadata={"Date": None})
             pictures.append(stream.getvalue())
         assert pictures[0] == pictures[1]
+
+
+def test_the_star_is_the_model_that_was_kept() -> None:
+    """Fine-tuned after pruning, a model lies elsewhere than the trial that was selected."""
+    records, (result,) = run(["clnp"], 1)
+    s = result.selection
+    assert s.best is not None
+    done = Round("t" * 32, 0.8, 0.95, 0.7, True, "it recovered")
+    tuned = replace(s, trial_key="t" * 32, accuracy=0.95, sparsity=0.7, rounds=(done,))
+    stars = {}
+    for name, selection in (("plain", s), ("tuned", tuned)):
+        made = told((records, [replace(result, selection=selection)]), 1)
+        drawing = next(d for d in document(labelled([made])).drawings if d.name == "tradeoff_clnp")
+        lines = [line for line in drawing.draw().axes[0].get_lines() if line.get_marker() == "*"]
+        stars[name] = {
+            line.get_color(): (line.get_xdata()[0], line.get_ydata()[0]) for line in lines
+        }  # type: ignore[index]
+    (won,) = (c for c in s.candidates if c.chosen)
+    pruned = (100 * won.sparsity, 100 * ((won.accuracy or 0) - s.best))
+    assert stars["plain"] == {CHOSEN: pytest.approx(pruned)}
+    kept = (70.0, 100 * (0.95 - s.best))
+    assert stars["tuned"] == {CHOSEN: pytest.approx(kept), "white": pytest.approx(pruned)}
 
 
 def test_points_of_trials_are_pixels_in_an_svg() -> None:

@@ -215,7 +215,7 @@ def test_a_run_without_its_record_of_tasks_says_how_to_mend_it(run: Path, tmp_pa
     out = tmp_path / "copy"
     shutil.copytree(run, out)
     (out / "search.json").unlink()
-    with pytest.raises(StoreError, match=r"search\.json cannot be read.*clsearch resume"):
+    with pytest.raises(StoreError, match=r"search\.json is missing.*clsearch resume"):
         export(out, "clnp", 1, tmp_path / "m.pt2")
 
 

@@ -45,13 +45,14 @@ _ACCOUNT = (
 _TRADEOFF = (
     "Every trial, a panel a task. Height: validation accuracy less the best of its task and seed; "
     "right: share of neurons pruned away. Within the band (the margin) trials are pruned as far as "
-    "it allows, and the one furthest to the right is selected (star). Trials below the floor are "
-    "not pruned; those on the lower edge lie lower still."
+    "it allows, and the one furthest to the right is selected (star; a white one where it was "
+    "fine-tuned after that, to the other star). Trials below the floor are not pruned; those on "
+    "the lower edge lie lower still."
 )
 _SCAN = (
     "Validation accuracy, less the best, of each trial within the margin when neurons with a mean "
     "activation of at most θ are pruned. The star is the highest θ of the selected trial that "
-    "stays above the floor (dashed)."
+    "stays above the floor (dashed), before any fine-tuning."
 )
 _CHOSEN = (
     "The value selected at each task, of those tried (grid lines, in their order). A line that "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clsearch.config import MethodConfig
-from clsearch.records import TrialRecord
+from clsearch.records import TaskRecord, TrialRecord
 from clsearch.report.source import Run
 from clsearch.report.tables import Sheet, number
 
@@ -28,7 +28,7 @@ _PROTOCOLS = {
 
 def honest(runs: Sequence[Run]) -> str:
     """That selection saw validation data alone, and what the exception is where there is one."""
-    seen = any("test-inputs" in str(m.options) for run in runs for m in run.entries)
+    seen = any("test-inputs" in str(m.options) for run in runs for m in run.config.methods)
     return HONEST + UNLABELLED * seen
 
 
@@ -57,7 +57,7 @@ def setup_sheet(runs: Sequence[Run]) -> Sheet:
 
 def _facts(run: Run) -> dict[str, str]:
     config = run.config
-    names = [str(task["name"]) for task in run.tasks]
+    names = [task.name for task in run.tasks]
     training = config.training.model_dump(exclude_none=True, exclude_defaults=False)
     selection = config.selection.model_dump()
     return {
@@ -105,16 +105,16 @@ def _some(names: Sequence[str], most: int = 6) -> str:
     return f"{', '.join(names[: most - 2])}, …, {names[-1]}"
 
 
-def _samples(tasks: Sequence[Mapping[str, Any]]) -> str:
+def _samples(tasks: Sequence[TaskRecord]) -> str:
     """Training, validation and test samples of the tasks, as ranges where they differ."""
     if not tasks:
         return "not recorded"
     said = []
     for part, name in (("train", "training"), ("validation", "validation"), ("test", "test")):
-        counts = [int(task[part]) for task in tasks]
+        counts = [getattr(task, part) for task in tasks]
         ends = dict.fromkeys((min(counts), max(counts)))
         said.append(f"{'-'.join(f'{c:,}' for c in ends)} {name}")
-    classes = [len(task["classes"]) for task in tasks]
+    classes = [len(task.classes) for task in tasks]
     ends = dict.fromkeys((min(classes), max(classes)))
     return f"{', '.join(said)}; {'-'.join(map(str, ends))} classes"
 
@@ -141,7 +141,7 @@ def _machines(run: Run) -> str:
 def methods_sheet(run: Run) -> Sheet:
     """Each method with its options and the values tried of each hyperparameter."""
     rows = []
-    for method in run.entries:
+    for method in run.config.methods:
         grid = [r for r in run.trials[method.chain_name] if not r.fine_tuned]
         rows.append(
             (

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from clsearch.config import Config, MethodConfig
+from clsearch.config import Config
 from clsearch.identity import without_places
-from clsearch.records import TaskResult, TrialRecord
+from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord
 from clsearch.report.tables import ChainView, by_method
 
 
@@ -19,7 +19,8 @@ class Run:
     """One run: its config, its finished trials and its selections.
 
     `about` is its `search.json` (tasks, machine, versions), empty where it ended before that was
-    written. `stored` counts the trials of its journal, of tasks that are not finished too. `label`
+    written. `open` are the chains that have not come to their end, and how far each is. `stored`
+    counts the trials of its journal, of tasks that are not finished too. `label`
     names it in a report, `folder` is the name of its folder.
     """
 
@@ -27,14 +28,15 @@ class Run:
     records: Sequence[TrialRecord]
     results: Sequence[TaskResult]
     about: Mapping[str, Any] = field(default_factory=dict)
+    open: Mapping[Chain, int] = field(default_factory=dict)
     stored: int = 0
     folder: str = ""
     label: str = ""
 
     @property
-    def tasks(self) -> Sequence[Mapping[str, Any]]:
-        """Number, name, classes, digest and counts of samples of each task of the sequence."""
-        tasks: Sequence[Mapping[str, Any]] = self.about.get("tasks", ())
+    def tasks(self) -> tuple[TaskRecord, ...]:
+        """What each task of the sequence is made from."""
+        tasks: tuple[TaskRecord, ...] = self.about.get("tasks", ())
         return tasks
 
     @cached_property
@@ -42,16 +44,14 @@ class Run:
         """The chains of each method by seed, in the config's order; methods without results left
         out."""
         found = by_method(self.results)
-        return {m.chain_name: found[m.chain_name] for m in self.entries if m.chain_name in found}
-
-    @property
-    def entries(self) -> Sequence[MethodConfig]:
-        return self.config.methods
+        return {
+            m.chain_name: found[m.chain_name] for m in self.config.methods if m.chain_name in found
+        }
 
     @cached_property
     def trials(self) -> dict[str, list[TrialRecord]]:
         """The finished trials of each method, in the config's order."""
-        found: dict[str, list[TrialRecord]] = {m.chain_name: [] for m in self.entries}
+        found: dict[str, list[TrialRecord]] = {m.chain_name: [] for m in self.config.methods}
         for record in sorted(self.records, key=lambda r: (r.task, r.seed, r.trial_key)):
             found.setdefault(record.method, []).append(record)
         return found
@@ -61,19 +61,11 @@ class Run:
         """The last task that any chain has finished."""
         return max((r.selection.task for r in self.results), default=0)
 
-    @cached_property
+    @property
     def unfinished(self) -> list[str]:
         """A line for each chain that has neither learned all tasks nor ended."""
-        lines = []
-        for method in self.entries:
-            chains = {chain.seed: chain for chain in self.methods.get(method.chain_name, ())}
-            for seed in self.config.seeds:
-                chain = chains.get(seed)
-                done = len(chain.results) if chain else 0
-                if (chain is None or not chain.end) and done < (len(self.tasks) or done + 1):
-                    lines.append(f"{method.chain_name}, seed {seed}: {done} of "
-                                 f"{len(self.tasks) or '?'} tasks")  # fmt: skip
-        return lines
+        every = len(self.tasks) or "?"
+        return [f"{c.method}, seed {c.seed}: {n} of {every} tasks" for c, n in self.open.items()]
 
     @property
     def sequence(self) -> dict[str, Any]:
@@ -113,7 +105,7 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _same(a: Run, b: Run) -> bool:
-    ours, theirs = ([task["digest"] for task in run.tasks] for run in (a, b))
+    ours, theirs = ([task.digest for task in run.tasks] for run in (a, b))
     common = min(len(ours), len(theirs))
     return a.sequence == b.sequence and ours[:common] == theirs[:common]
 

@@ -34,9 +34,12 @@ if TYPE_CHECKING:
 CHOSEN = "#D55E00"
 _BAND = "#56B4E9"
 _SELECTED, _WITHIN, _BELOW = "selected", "within the margin", "below the floor"
+_PRUNED = "selected, before fine-tuning"
 _POINTS: dict[str, dict[str, Any]] = {
     _SELECTED: {"marker": "*", "markersize": 11, "color": CHOSEN, "markeredgecolor": "black",
                 "markeredgewidth": 0.7, "zorder": 4, "linestyle": "none"},
+    _PRUNED: {"marker": "*", "markersize": 11, "color": "white", "markeredgecolor": "black",
+              "markeredgewidth": 0.7, "zorder": 3.6, "linestyle": "none"},
     _WITHIN: {"marker": "o", "markersize": 4, "color": "#0072B2", "markeredgecolor": "white",
               "markeredgewidth": 0.4, "zorder": 3, "linestyle": "none"},
     _BELOW: {"marker": "v", "markersize": 4, "color": "white", "markeredgecolor": GREY,
@@ -113,16 +116,22 @@ def tradeoff(chains: Sequence[ChainView], title: str) -> Figure:
 
     def draw(axis: Axes, selections: Sequence[Selection], low: float) -> None:
         points: dict[str, list[Point]] = {kind: [] for kind in _POINTS}
+
+        def add(kind: str, sparsity: float, accuracy: float | None, best: float | None) -> None:
+            if accuracy is not None and math.isfinite(accuracy):
+                points[kind].append((100 * sparsity, max(100 * (accuracy - (best or 0)), low)))
+
         for s in selections:
             for c in s.candidates:
                 accuracy = c.validation_accuracy if c.accuracy is None else c.accuracy
-                if accuracy is not None and math.isfinite(accuracy):
-                    y = 100 * (accuracy - (s.best or 0))
-                    points[_kind(c)].append((100 * c.sparsity, max(y, low)))
+                add(_PRUNED if c.chosen and _tuned(s) else _kind(c), c.sparsity, accuracy, s.best)
+            if _tuned(s):
+                add(_SELECTED, s.sparsity or 0, s.accuracy, s.best)
         for kind, found in points.items():
             _plot(axis, found, kind)
 
-    handles = _handles(_POINTS)
+    tuned = any(_tuned(r.selection) for chain in chains for r in chain.results)
+    handles = _handles({k: v for k, v in _POINTS.items() if tuned or k != _PRUNED})
     figure, axes, across = _trial_panels(
         chains, f"{title}: what trials give up for sparsity", handles, draw
     )
@@ -131,6 +140,11 @@ def tradeoff(chains: Sequence[ChainView], title: str) -> Figure:
         axis.set_xticks((0, 50, 100) if width_of(axis) < 1.5 else range(0, 101, 20))
     edges(axes, across, "sparsity (%)", "accuracy − best (pp)")
     return figure
+
+
+def _tuned(selection: Selection) -> bool:
+    """Whether a fine-tuned model took the place of the pruned one that was selected."""
+    return any(done.kept for done in selection.rounds)
 
 
 def _kind(candidate: Candidate) -> str:
