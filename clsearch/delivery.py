@@ -269,7 +269,7 @@ class _Search:
                 tags["clsearch.why"] = seen["why"]
                 tags["clsearch.within_margin"] = str(seen["accuracy"] is not None).lower()
             outcome = chosen if key == won else seen
-            points = outcome_points(outcome, chosen["best"], chosen["layers"]) if outcome else ()
+            points = outcome_points(outcome, chosen["best"], chosen["layers"]) if outcome else []
             self._runs.log(run, at, points=points, tags=tags)
 
     def _mark(self, chosen: Mapping[str, Any]) -> None:
@@ -321,10 +321,10 @@ class _Search:
         known = self._runs.experiment_tags
         told, new = (
             experiment_note(self._runs.name, self._views(methods_shown(tags)))
-            for tags in (known, known | views)
+            for tags in (known, {**known, **views})
         )
         note = {NOTE: new} if known.get(NOTE, told) == told else {}
-        self._runs.tag_experiment(note | dict(views))
+        self._runs.tag_experiment({**note, **views})
 
     def _describe(self, at: int) -> None:
         """Describes the search: what it selected so far."""
