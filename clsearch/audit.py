@@ -6,6 +6,7 @@ percentage points, capacity in neurons. A metric has one name, on a trial as on 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,16 +86,16 @@ def trial_points(body: Mapping[str, Any]) -> Points:
 def outcome_points(outcome: Mapping[str, Any], best: float | None, layers: Sequence[str]) -> Points:
     """What the selector made of a trial, or the selection it ended with: the same metrics.
 
-    A trial below the floor is not pruned: its accuracy is that before pruning.
+    As in the tables of a run, a trial below the floor has no accuracy after pruning, and one whose
+    neurons were not counted no sparsity.
     """
     reached = outcome["accuracy"]
-    reached = outcome["validation_accuracy"] if reached is None else reached
     cost = None if reached is None or best is None else best - reached
     points: Points = [
         ("validation_accuracy", percent(outcome["validation_accuracy"]), 0),
         ("pruned_accuracy", percent(reached), 0),
         ("accuracy_cost", percent(cost), 0),
-        ("sparsity", percent(outcome["sparsity"]), 0),
+        ("sparsity", percent(outcome["sparsity"]) if outcome["free"] else None, 0),
         ("threshold", outcome["threshold"], 0),
     ]
     points += by_layer("threshold", layers, outcome["thresholds"], 0)
@@ -122,7 +123,7 @@ def selection_points(body: Mapping[str, Any]) -> Points:
     points += [(name, percent(value), 0) for name, value in test_accuracies(body).items()]
     points += [("candidates", len(chosen["candidates"]), 0)]
     points += [("candidates_within_margin", len(within_margin(chosen)), 0)]
-    return points + [(name, value, 0) for name, value in body["metrics"].items()]
+    return points + [(name, percent(value), 0) for name, value in body["metrics"].items()]
 
 
 def test_accuracies(body: Mapping[str, Any]) -> dict[str, float]:
@@ -147,7 +148,13 @@ def within_margin(chosen: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The candidates that reach the floor before pruning, in the order of the selector's rules."""
     # The selector gives an accuracy at a threshold to those, and to no other.
     found = [c for c in chosen["candidates"] if c["accuracy"] is not None]
-    return sorted(found, key=lambda c: (not c["chosen"], -sum(c["free"]), c["drift"] or 0))
+    return sorted(found, key=_rank)
+
+
+def _rank(c: Mapping[str, Any]) -> tuple[bool, int, float, float, str]:
+    """As the selector ranks, the chosen one first. The outbox has None for a drift of NaN."""
+    drift = math.inf if c["drift"] is None else c["drift"]
+    return (not c["chosen"], -sum(c["free"]), drift, -c["validation_accuracy"], c["trial_key"])
 
 
 def word(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from clsearch.audit import (
     within_margin,
     words,
 )
-from clsearch.errors import DamagedError
 from clsearch.exports.mlmodel import write_mlmodel
 from clsearch.mlflow_runs import NAME, NOTE, Monitor, Run, SearchRuns
 from clsearch.notes import (
@@ -42,24 +41,15 @@ from clsearch.notes import (
     with_next,
 )
 from clsearch.outbox import FINISH
-from clsearch.views import PLACE, SELECTED_KEY, SELECTIONS_KEY, base_views, trials_key, trials_view
-
-PASSING = (401, 403, 404, 407, 408, 425, 429)
-"""HTTP statuses in the 400s that may go away without another request."""
-REFUSALS = {
-    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"),
-    *("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "RESOURCE_CONFLICT", "NOT_IMPLEMENTED"),
-}
-"""MLflow's error codes that blame the request, not the server or the credentials."""
-
-
-def refused(error: Exception) -> bool:
-    """Whether an entry failed for a reason of its own, which another attempt cannot change."""
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        status = getattr(getattr(error, "response", None), "status_code", 0)
-        return 400 <= status < 500 and status not in PASSING
-    broken = (DamagedError, FileNotFoundError, LookupError, TypeError, ValueError)
-    return isinstance(error, broken) or getattr(error, "error_code", "") in REFUSALS
+from clsearch.views import (
+    PLACE,
+    SELECTED_KEY,
+    SELECTIONS_KEY,
+    base_views,
+    methods_shown,
+    trials_key,
+    trials_view,
+)
 
 
 class Delivery:
@@ -69,10 +59,12 @@ class Delivery:
         self._uri, self._artifacts = uri, artifacts
         self._searches: dict[str, _Search] = {}
         self._monitor = Monitor(uri) if system_metrics else None
+        self.watched = ""
+        """The digest of the search at work here: what waits of others has no samples."""
 
     def __call__(self, content: Mapping[str, Any], files: Path) -> None:
         """Delivers an entry. Raises whatever MLflow raises; what was known is then forgotten, so
-        that the next attempt looks at the server first."""
+        that the next attempt looks at the server first, and completes what it finds."""
         at, which = int(content["time"] * 1000), content["search"]
         try:
             if which["digest"] not in self._searches:
@@ -81,7 +73,7 @@ class Delivery:
             search = self._searches[which["digest"]]
             if content["kind"] == FINISH:
                 self.close()
-            elif self._monitor is not None:
+            elif self._monitor is not None and which["digest"] == self.watched:
                 self._monitor.watch(search.parent(at))
             search.deliver(content["kind"], content["body"], files, at)
         except BaseException:
@@ -120,15 +112,13 @@ class _Search:
 
     def _start(self, body: Mapping[str, Any], files: Path, at: int) -> None:
         run = self.parent(at)
-        self._runs.log(run, at, params=None if run.params else flat(body["config"]))
+        self._runs.log(run, at, params=flat(body["config"]))
         self._runs.text(run, body["config"], "config.json")
         self._runs.text(run, body["tasks"], "tasks.json")
-        views = base_views(())
-        new = {k: v for k, v in views.items() if k not in self._runs.experiment_tags}
-        if NOTE not in self._runs.experiment_tags:
-            new[NOTE] = experiment_note(self._runs.name, self._views())
         # MLflow's UI then shows what belongs to training, not to language models.
-        self._runs.tag_experiment({"mlflow.experimentKind": "custom_model_development", **new})
+        self._runs.tag_experiment({"mlflow.experimentKind": "custom_model_development"})
+        known = self._runs.experiment_tags
+        self._save({k: v for k, v in base_views(()).items() if k not in known})
         self._describe(at)
 
     def _trial(self, body: Mapping[str, Any], files: Path, at: int) -> None:
@@ -200,11 +190,9 @@ class _Search:
     def _task(self, at_task: Mapping[str, Any], at: int) -> Run:
         """The run of a chain at a task, to which `at_task` (a trial or a selection) belongs."""
         key, place = self._key(at_task), self._place(at_task)
-        known = key in self._runs.runs
         run = self._runs.run(key, name_of(place), self.parent(at), tags_of("task", place), at)
-        if not known:
-            self._link_next(at_task, self._link(run), at)
-            self._runs.log(run, at, params=place)
+        self._link_next(at_task, self._link(run), at)
+        self._runs.log(run, at, params=place)
         return run
 
     def _beside(self, chosen: Mapping[str, Any], by: int) -> Run | None:
@@ -222,23 +210,25 @@ class _Search:
         if before is None or NOTE not in before.tags:
             return
         told = with_next(before.tags[NOTE], link)
+        if told == before.tags[NOTE]:
+            return
         earlier = {**at_task, "task": at_task["task"] - 1}
         trial = self._runs.runs.get(self._key(earlier, before.tags["clsearch.chosen"]))
-        for run in (before, trial):
+        if _model_of(before) is not None:
+            model, version = (before.tags[name] for name in NO_MODEL)
+            self._runs.describe_version(model, version, told)
+        for run in (trial, before):  # the last one says that all of it is done
             if run is not None:
                 self._runs.log(run, at, tags={NOTE: told})
-        if "clsearch.model" in before.tags:
-            model, version = (before.tags[f"clsearch.{n}"] for n in ("model", "model_version"))
-            self._runs.describe_version(model, version, told)
+
+    def _trials(self, chosen: Mapping[str, Any]) -> dict[str, Run]:
+        """The runs of the trials of a chain at a task, by trial key."""
+        prefix, known = self._key(chosen) + "/", self._runs.runs.items()
+        return {key.removeprefix(prefix): run for key, run in known if key.startswith(prefix)}
 
     def _around(self, task: Run, chosen: Mapping[str, Any], version: Any) -> Around:
         """What the description of a selection links to."""
-        prefix, experiment = self._key(chosen) + "/", self._runs.experiment
-        runs = {
-            key.removeprefix(prefix): run
-            for key, run in self._runs.runs.items()
-            if key.startswith(prefix)
-        }
+        runs, experiment = self._trials(chosen), self._runs.experiment
         inside = [c["trial_key"] for c in within_margin(chosen)][:MOST_COMPARED]
         ids = [runs[key].id for key in inside if key in runs]
         compare = [compare_link("compare them", experiment, ids)] if len(ids) > 1 else []
@@ -260,31 +250,27 @@ class _Search:
         chosen = body["selection"]
         around = self._around(task, chosen, version)
         note = selection_note(body, around)
-        model = {}
+        model = NO_MODEL
         if version is not None:
-            model = {
-                "clsearch.model": version.name,
-                "clsearch.model_version": str(version.version),
-            }
+            model = dict(zip(NO_MODEL, (version.name, str(version.version)), strict=True))
             self._runs.describe_version(version.name, str(version.version), note)
         self._runs.log(task, at, tags={NOTE: note, **model})
         won = chosen["trial_key"]
-        for candidate in chosen["candidates"]:
-            key = candidate["trial_key"]
-            run = self._runs.runs.get(self._key(chosen, key))
-            if run is not None:
-                lost = lost_note(candidate, str(around.trials.get(won, won)), around.task)
-                tags = {
-                    "clsearch.why": candidate["why"],
-                    "clsearch.within_margin": str(candidate["accuracy"] is not None).lower(),
-                }
-                tags |= {NOTE: note, **model} if key == won else {NOTE: lost}
-                points = outcome_points(candidate, chosen["best"], chosen["layers"])
-                self._runs.log(run, at, points=points, tags=tags)
-        tuned = self._runs.runs.get(self._key(chosen, won)) if chosen["rounds"] else None
-        if tuned is not None:
-            points = outcome_points(chosen, chosen["best"], chosen["layers"])
-            self._runs.log(tuned, at, points=points, tags={NOTE: note, **model})
+        selected = str(around.trials.get(won, won or "nothing"))
+        candidates = {c["trial_key"]: c for c in chosen["candidates"]}
+        made = {done["trial_key"]: done for done in chosen["rounds"]}
+        for key, run in self._trials(chosen).items():
+            seen = candidates.get(key)
+            tags = {NOTE: note, **model}
+            if key != won:
+                told = seen or made.get(key) or {"why": "it is no candidate any more"}
+                tags = {NOTE: lost_note(told, selected, around.task), **NO_MODEL}
+            if seen is not None:
+                tags["clsearch.why"] = seen["why"]
+                tags["clsearch.within_margin"] = str(seen["accuracy"] is not None).lower()
+            outcome = chosen if key == won else seen
+            points = outcome_points(outcome, chosen["best"], chosen["layers"]) if outcome else []
+            self._runs.log(run, at, points=points, tags=tags)
 
     def _mark(self, chosen: Mapping[str, Any]) -> None:
         """Tags and names the chosen trial of a task as selected, and no other."""
@@ -300,16 +286,15 @@ class _Search:
                 self._runs.rename(run, name)
                 self._runs.log(run, 0, tags={"clsearch.selected": selected})
 
-    def _views(self) -> list[Link]:
-        """The saved views there are so far."""
+    def _views(self, methods: Iterable[str]) -> list[Link]:
+        """The saved views: of what was selected, and of the trials of these methods."""
         of = self._runs.experiment
         found = [
             view_link("selected models", of, SELECTED_KEY),
             view_link("selections by task, with test accuracy", of, SELECTIONS_KEY),
         ]
         return found + [
-            view_link(f"trials of {method}", of, trials_key(method), "CHART")
-            for method in self._methods()
+            view_link(f"trials of {method}", of, trials_key(method), "CHART") for method in methods
         ]
 
     def _methods(self) -> dict[str, list[str]]:
@@ -328,7 +313,18 @@ class _Search:
         views = base_views(every)
         for method, names in methods.items():
             views |= trials_view(method, names)
-        self._runs.tag_experiment(views)
+        self._save(views)
+
+    def _save(self, views: Mapping[str, str]) -> None:
+        """Saves views, and has the description of the experiment link to all there are: as long as
+        it is the one written here, not a person's own."""
+        known = self._runs.experiment_tags
+        told, new = (
+            experiment_note(self._runs.name, self._views(methods_shown(tags)))
+            for tags in (known, {**known, **views})
+        )
+        note = {NOTE: new} if known.get(NOTE, told) == told else {}
+        self._runs.tag_experiment({**note, **views})
 
     def _describe(self, at: int) -> None:
         """Describes the search: what it selected so far."""
@@ -339,10 +335,12 @@ class _Search:
                 run.tags["clsearch.hyperparameters"],
                 run.metrics,
             )
-            for _, run in sorted(self._runs.runs.items(), key=lambda item: item[1].tags[NAME])
-            if "clsearch.outcome" in run.tags
+            for run in sorted(
+                (run for run in self._runs.runs.values() if "clsearch.outcome" in run.tags),
+                key=_order,
+            )
         ]
-        note = search_note(self._runs.digest, self._tasks, rows, self._views())
+        note = search_note(self._runs.digest, self._tasks, rows, self._views(self._methods()))
         self._runs.log(self.parent(at, reopen=False), at, tags={NOTE: note})
 
     # Models
@@ -380,8 +378,17 @@ SHORT = "{method}-seed-{seed}-task-{task}"
 """The name of a model in MLflow's list of logged models."""
 
 
+NO_MODEL = {"clsearch.model": "none", "clsearch.model_version": "none"}
+"""The tags of a run that became no model version. A run may have been another's winner before."""
+
+
 def _model_of(run: Run) -> Link | None:
     """The model version that a selection became."""
-    if "clsearch.model" not in run.tags:
-        return None
-    return version_link(run.tags["clsearch.model"], run.tags["clsearch.model_version"])
+    model, version = (run.tags.get(name, none) for name, none in NO_MODEL.items())
+    return None if version == "none" else version_link(model, version)
+
+
+def _order(run: Run) -> tuple[str, int, str]:
+    """Seeds as numbers: 2 before 10."""
+    method, seed, task = (run.tags[f"clsearch.{name}"] for name in PLACE)
+    return method, int(seed), task

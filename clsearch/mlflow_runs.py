@@ -11,12 +11,14 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from clsearch.audit import Points, word
+from clsearch.errors import DamagedError
 
 MOST_METRICS, MOST_OTHERS = 800, 100
 """Metrics, and parameters or tags, in one request. MLflow takes 1000 things in all."""
@@ -24,6 +26,22 @@ LONGEST = 5000
 """Characters of a parameter, a tag or a description. MLflow takes 6000, 8000 and 5000."""
 NOTE, NAME, PARENT = "mlflow.note.content", "mlflow.runName", "mlflow.parentRunId"
 """The tags that MLflow shows as a run's description and name, and that nest it."""
+PASSING = (401, 403, 404, 407, 408, 425, 429)
+"""HTTP statuses in the 400s that may go away without another request."""
+REFUSALS = {
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"),
+    *("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "RESOURCE_CONFLICT", "NOT_IMPLEMENTED"),
+}
+"""MLflow's error codes that blame the request, not the server or the credentials."""
+
+
+def refused(error: Exception) -> bool:
+    """Whether an entry failed for a reason of its own, which another attempt cannot change."""
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        return 400 <= status < 500 and status not in PASSING
+    broken = (DamagedError, FileNotFoundError, LookupError, TypeError, ValueError)
+    return isinstance(error, broken) or getattr(error, "error_code", "") in REFUSALS
 
 
 @dataclass
@@ -173,12 +191,14 @@ class SearchRuns:
         if folder.is_dir():
             self.client.log_artifacts(run.id, str(folder), name)
 
-    def inputs(self, run: Run, data: Mapping[str, Any]) -> None:
-        """Logs the data a task trains on and is selected on; data sets a run has are recognised."""
+    def inputs(self, run: Run, sets: Sequence[Mapping[str, Any]]) -> None:
+        """Logs the data a run trains on and is selected on, by task; data sets a run has are
+        recognised."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = []
-        for part, context in (("train", "training"), ("validation", "validation")):
+        parts = (("train", "training"), ("validation", "validation"))
+        for data, (part, context) in product(sets, parts):
             profile = {"samples": data[part], "classes": data["classes"]}
             dataset = Dataset(
                 name=f"{data['name']} {part}",

@@ -199,7 +199,9 @@ def _row(c: Mapping[str, Any], around: Around) -> str:
 
 
 def lost_note(candidate: Mapping[str, Any], selected: str, task: Link) -> str:
-    """On a trial that was not selected."""
+    """On a trial that is not the selected one: a candidate, or what a round of fine-tuning made."""
+    if candidate.get("chosen") or candidate.get("kept"):
+        return f"Selected at {task}: {candidate['why']}.\n\nThen fine-tuned to {selected}."
     return f"Not selected at {task}: {candidate['why']}.\n\nSelected: {selected}."
 
 

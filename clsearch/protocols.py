@@ -24,13 +24,14 @@ class SearchInfo:
 
     `digest` identifies the search: the same search replayed finds its runs again by it.
     `tasks` is one mapping a task: number, name, classes, data digest, and the counts of samples
-    `train`, `validation` and `test`.
+    `train`, `validation` and `test`. `joint` are the methods that train on all tasks so far.
     """
 
     name: str
     digest: str
     config: Mapping[str, Any]
     tasks: Sequence[Mapping[str, Any]]
+    joint: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Committed:
     with, `example.npy`), and figures (PNG); it is called only where they are wanted, which after a
     resume they are not. None where the chain ended without a model.
     `seeded_by` is the trial key of the selection at the task before that the trials started from,
-    if there was one, and `parent` the key of its commit. `metrics` are logged as they are.
+    if there was one, and `parent` the key of its commit. `metrics` are more
+    accuracies of the model, as fractions.
     """
 
     result: TaskResult

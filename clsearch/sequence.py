@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from clsearch.audit import percent
 from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config
 from clsearch.errors import DepletedError, StoreError
@@ -103,7 +102,8 @@ class Search:
         seen = [{name: task[name] for name in SEEN} for task in tasks]
         config = self.config.model_dump(mode="json", exclude={"resources", "tracking"})
         what = config | {"scenario": without_places(config["scenario"])}
-        return SearchInfo(self.config.name, digest([what, seen]), config, tasks)
+        joint = frozenset(s.label for s in self.systems if s.method.uses_all_tasks)
+        return SearchInfo(self.config.name, digest([what, seen]), config, tasks, joint)
 
     @cached_property
     def described(self) -> tuple[TaskRecord, ...]:
@@ -359,7 +359,7 @@ class Search:
             write_model_files(folder, c.system, made.state, task, metadata)
             write_selection_figures(folder, result, entry.records)
 
-        stored = {"stored/validation_accuracy": percent(made.validation_accuracy)}
+        stored = {"stored/validation_accuracy": made.validation_accuracy}
         self.tracker.committed(Committed(result, write, seeded_by, parent, stored))
         self.progress.selected(result)
 

@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from clsearch.delivery import Delivery, refused
+from clsearch.delivery import Delivery
 from clsearch.errors import InputError
+from clsearch.mlflow_runs import refused
 from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
 
@@ -34,7 +35,17 @@ SETTINGS = {
 }
 """Environment of MLflow, set unless the user has set it."""
 
-SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+SERVERS = ("http", "https", "databricks")
+SCHEMES = (*SERVERS, "sqlite", "postgresql", "mysql", "mssql")
+HTTP = "http://HOST:5000"
+_BY_HTTP = "Put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
+CREDENTIALS = {
+    **dict.fromkeys(("http", "https"), _BY_HTTP),
+    "postgresql": "Put them into PGUSER and PGPASSWORD, or the password into ~/.pgpass.",
+}
+"""Where names and passwords go, by scheme: an address stands in files and lists of processes."""
+NAMED = re.compile(r"(^|[&;=])(user|username|uid|password|passwd|pwd|sslpassword)=", re.I)
+"""Names and passwords in what follows the `?` of an address."""
 STATUSES = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -49,26 +60,17 @@ class MLflowTracker:
     def __init__(self, out: Path, uri: str | None = None, system_metrics: bool = False) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        out = out.resolve()
-        if uri is not None and re.split(r"[:+]", uri)[0] not in SCHEMES:
-            raise InputError(
-                "tracking.uri", uri, "an address that starts with " + ", ".join(SCHEMES)
-            )
-        if uri is not None and "://" in uri and re.match(r"[^/]*//[^/]*@", uri):
-            step = "Put them into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            shown = re.sub("//[^/@]*@", "//…@", uri)
-            raise InputError("tracking.uri", shown, "an address without name and password", step)
-        if uri is not None and uri.startswith("http") and not urlsplit(uri).hostname:
-            raise InputError("tracking.uri", uri, "an address with a host, like http://HOST:5000")
-        receiver = "local" if uri is None else f"server-{digest(re.sub('//[^/@]*@', '//', uri))}"
+        out, store = out.resolve(), store_of(out, uri)
+        receiver = "local" if uri is None else f"server-{digest(uri)}"
         ledger = Ledger(out / "checkpoints" / "delivered" / f"{receiver}.txt")
         if uri is None and not (out / "mlflow.db").exists():
             ledger.clear()
         self._outbox = Outbox(out / "outbox")
-        self._delivery = Delivery(*store_of(out, uri), system_metrics)
+        self._delivery = Delivery(*store, system_metrics)
         self._courier = Courier(self._outbox, ledger, self._delivery, refused)
         self._search: dict[str, Any] = {}
         self._data: dict[int, dict[str, Any]] = {}
+        self._joint: frozenset[str] = frozenset()
         if len(self._outbox):
             self._courier.wake()
 
@@ -87,11 +89,13 @@ class MLflowTracker:
         names = [str(task["name"]) for task in info.tasks]
         self._search = {"name": info.name, "digest": info.digest, "tasks": names}
         self._data = _data_sets(info) if info.tasks else {}
+        self._joint = info.joint
+        self._delivery.watched = info.digest
         self._send("start", {"config": info.config, "tasks": list(info.tasks)})
 
     def trial(self, record: TrialRecord) -> None:
         """A finished trial."""
-        self._send("trial", {**record.to_json(), "data": self._data.get(record.task)})
+        self._send("trial", {**record.to_json(), "data": self._used(record.method, record.task)})
 
     def committed(self, commit: Committed) -> None:
         """A selection and the model it chose."""
@@ -106,7 +110,7 @@ class MLflowTracker:
             "transfer": result.transfer,
             "seeded_by": commit.seeded_by,
             "parent": commit.parent,
-            "data": self._data.get(result.selection.task),
+            "data": self._used(result.selection.method, result.selection.task),
             "metrics": commit.metrics,
             "model": commit.write is not None,
         }
@@ -137,6 +141,11 @@ class MLflowTracker:
         self._delivery.close()
         return waiting
 
+    def _used(self, method: str, task: int) -> list[dict[str, Any]]:
+        """The data a method trains on at a task: the task's own, or all so far."""
+        first = 1 if method in self._joint else task
+        return [self._data[n] for n in range(first, task + 1) if n in self._data]
+
     def _send(self, kind: str, body: object, files: Files | None = None) -> None:
         if not self._search:
             raise RuntimeError("MLflowTracker.start() comes before any other call")
@@ -156,10 +165,34 @@ def _data_sets(info: SearchInfo) -> dict[int, dict[str, Any]]:
 
 
 def store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
-    """The tracking address of an output folder, and where its artifacts go (None: MLflow's)."""
+    """The tracking address of an output folder, and where its artifacts go (None: MLflow's).
+    Raises `InputError` for an address MLflow cannot use, or that names a user."""
     if uri is not None:
+        _check(uri)
         return uri, None
     return f"sqlite:///{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
+
+
+def is_server(uri: str | None) -> bool:
+    """Whether the address is that of MLflow itself, which then has a UI; else of a database."""
+    return uri is not None and scheme(uri) in SERVERS
+
+
+def scheme(uri: str) -> str:
+    return re.split(r"[:+]", uri)[0]
+
+
+def _check(uri: str) -> None:
+    shown = re.sub(r"\?.*", "?…", re.sub("//.*@", "//…@", uri))
+    if scheme(uri) not in SCHEMES:
+        raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))
+    # SQLAlchemy takes any character but @ as part of a password.
+    user = r"[^/]*//[^/]*@" if is_server(uri) else r"[^/]*//[^/:@]*(:[^@]*)?@"
+    if re.match(user, uri) or NAMED.search(unquote(uri.partition("?")[2])):
+        step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
+        raise InputError("tracking.uri", shown, "an address without name and password", step)
+    if scheme(uri) in ("http", "https") and not urlsplit(uri).hostname:
+        raise InputError("tracking.uri", uri, f"an address with a host, like {HTTP}")
 
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from rich.console import Console
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import command, run_config
 from clsearch.notes import view_link
-from clsearch.tracking import SETTINGS, store_of
+from clsearch.tracking import SETTINGS, is_server, store_of
 from clsearch.views import SELECTIONS_KEY
 
 HOST = "127.0.0.1"
@@ -33,7 +33,7 @@ PATIENCE, GRACE = 90.0, 10.0
 
 def ui_command(out: Path, uri: str | None = None) -> str:
     """What opens the audit trail of this output folder: a command, or a server's address."""
-    return uri if _is_server(uri) and uri else command("ui", out)
+    return uri if uri is not None and is_server(uri) else command("ui", out)
 
 
 def serve(out: Path, port: int | None, console: Console) -> None:
@@ -44,7 +44,7 @@ def serve(out: Path, port: int | None, console: Console) -> None:
     """
     config = run_config(out)
     uri = config.tracking.uri
-    if _is_server(uri):
+    if is_server(uri):
         console.print(f"The audit trail of {out} is on its MLflow server: {uri}", soft_wrap=True)
         return
     if uri is None and not (out / "mlflow.db").is_file():
@@ -59,10 +59,6 @@ def serve(out: Path, port: int | None, console: Console) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
             raise ClsearchError(f"MLflow's server has ended by itself.{_said(log)}")
-
-
-def _is_server(uri: str | None) -> bool:
-    return uri is not None and uri.startswith("http")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from clsearch.notes import SELECTED
 
 PREFIX = "mlflow.sharedViewState."
 SELECTED_KEY, SELECTIONS_KEY = "clsearch-selected", "clsearch-selections"
+TRIALS_OF = "Trials of "
 PLACE = ("method", "seed", "task")
 TESTED = ("test_accuracy", "average_test_accuracy")
 
@@ -41,12 +42,18 @@ def trials_view(method: str, hyper: Sequence[str]) -> dict[str, str]:
     query = f"tags.\"clsearch.kind\" = 'trial' AND tags.\"clsearch.method\" = '{method}'"
     columns = ("task", *hyper)
     tags = ("clsearch.selected", "clsearch.within_margin", "clsearch.why")
-    name = f"Trials of {method}"
+    name = TRIALS_OF + method
     return {
         PREFIX + trials_key(method): _view(
             name, query, "params.`task`", columns, OUTCOME, columns, tags
         )
     }
+
+
+def methods_shown(tags: Mapping[str, str]) -> list[str]:
+    """The methods whose trials have a view among the tags of an experiment."""
+    views = sorted(key for key in tags if key.startswith(PREFIX + trials_key("")))
+    return [json.loads(tags[key])["name"].removeprefix(TRIALS_OF) for key in views]
 
 
 def _view(
@@ -60,7 +67,7 @@ def _view(
 ) -> str:
     """A view as MLflow's UI stores it. Sorted by a parameter, its list of runs is flat."""
     section = "clsearch"
-    shown = {"selectedParams": list(axes), "selectedMetrics": ["sparsity", "pruned_accuracy"]}
+    shown = {"selectedParams": list(axes), "selectedMetrics": ["sparsity", "validation_accuracy"]}
     parallel = _chart("PARALLEL", section, **shown, showAllRuns=False)
     x, y = ({"key": key, "type": "METRIC"} for key in ("sparsity", "pruned_accuracy"))
     state = {

@@ -24,9 +24,18 @@ from clsearch import audit
 from clsearch import outbox as outbox_module
 from clsearch.errors import InputError, StoreError
 from clsearch.notes import table_row
-from clsearch.outbox import Entry, Ledger, Outbox
+from clsearch.outbox import Entry, Ledger, Outbox, jsonable
 from clsearch.protocols import Committed, SearchInfo
-from clsearch.records import Candidate, LayerCapacity, ScanPoint, Selection, TaskResult, TrialRecord
+from clsearch.records import (
+    Candidate,
+    LayerCapacity,
+    Round,
+    ScanPoint,
+    Selection,
+    TaskResult,
+    TrialRecord,
+)
+from clsearch.selection import select
 from clsearch.tracking import MLflowTracker, store_of
 
 DIGEST = "d" * 32
@@ -262,6 +271,33 @@ def test_trials_and_selections_are_compared_by_the_same_metrics(played: Path) ->
     assert won.data.tags["mlflow.note.content"] == task.data.tags["mlflow.note.content"]
 
 
+def test_candidates_are_listed_in_the_order_of_the_selector() -> None:
+    """Most free, then smallest drift (NaN is the worst), highest accuracy, first key."""
+    scan = (ScanPoint(0.0, 0.9, (5, 2)),)
+    records = [
+        trial(1, drift=float("nan"), scan=scan),
+        trial(2, drift=0.1, scan=scan, validation_accuracy=0.901),
+        trial(3, drift=0.1, scan=scan, validation_accuracy=0.903),
+        trial(5, drift=0.1, scan=scan, validation_accuracy=0.901),
+        trial(4, drift=9.0, scan=(ScanPoint(0.0, 0.9, (5, 3)),)),
+    ]
+    told = jsonable(select(records, 1.0).to_json())
+    listed = [int(c["trial_key"], 16) for c in audit.within_margin(told)]
+    assert listed == [4, 3, 2, 5, 1]
+
+
+def test_what_was_not_measured_is_no_metric() -> None:
+    """As in `trials.parquet`: below the floor nothing is pruned, a failed trial has no neurons."""
+    failed = trial(3, status="FAILED", reason="nan", units=(), free=(), scan=(), layers=())
+    found = select([trial(1), trial(2, validation_accuracy=0.5), failed], 1.0)
+    _, below, lost = (
+        {name for name, value, _ in audit.outcome_points(c, 0.9, ()) if value is not None}
+        for c in jsonable(found.to_json())["candidates"]
+    )
+    assert below == {"validation_accuracy", "sparsity", "free"}
+    assert lost == {"validation_accuracy"}
+
+
 def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -> None:
     look = client(played)
     run = runs(look)["ewc · seed 0 · task 2"]
@@ -269,7 +305,7 @@ def test_selection_stands_on_the_run_of_the_task(played: Path, tmp_path: Path) -
         "margin": 1, "best": 90.2, "floor": 89.2, "validation_accuracy": 90.2,
         "pruned_accuracy": 89.5, "sparsity": 23.3333, "threshold": 0.5, "free": 7, "free.fc1": 5,
         "free.fc2": 2, "stored/free": 7, "test_accuracy/task_1": 91, "candidates_within_margin": 2,
-        "retained": 0.5, "capacity/units": 30, "capacity/units.fc1": 20, "capacity/used": 23,
+        "retained": 50, "capacity/units": 30, "capacity/units.fc1": 20, "capacity/used": 23,
         "capacity/used.fc2": 8, "capacity/new": 9, "capacity/new.fc1": 6, "capacity/reused": 4,
         "capacity/reused.fc2": 0,
     }  # fmt: skip
@@ -336,6 +372,27 @@ def test_data_sets_are_inputs_of_trials_and_selections(played: Path) -> None:
         assert json.loads(seen["validation"].profile) == {"samples": 10, "classes": 2}
 
 
+def test_a_reference_trained_on_all_tasks_names_their_data(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(replace(INFO, joint=frozenset({"ewc"})))
+    tracker.trial(trial(1, task=2))
+    assert tracker.close(60) == 0, tracker.problem
+    run = runs(client(out))["ewc · seed 0 · task 2 · lr=0.001 strength=10"]
+    names = sorted(i.dataset.name for i in run.inputs.dataset_inputs)
+    assert names == [f"permuted-{n} {part}" for n in (1, 2) for part in ("train", "validation")]
+
+
+def test_a_search_lists_its_seeds_as_numbers(out: Path) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    for seed in (10, 2):
+        result = TaskResult(replace(selection(2), seed=seed), None)
+        tracker.committed(Committed(result))
+    assert tracker.close(60) == 0, tracker.problem
+    note = runs(client(out))["search dddddddd"].data.tags["mlflow.note.content"]
+    assert 0 < note.index("seed 2 ·") < note.index("seed 10 ·")
+
+
 def test_views_are_saved_with_the_hyperparameters_as_columns(played: Path) -> None:
     look = client(played)
     tags = look.get_experiment_by_name("demo").tags
@@ -352,6 +409,7 @@ def test_views_are_saved_with_the_hyperparameters_as_columns(played: Path) -> No
         f"ewc · seed 0 · task {n} · lr=0.001 strength=20 · selected" for n in (1, 2)
     ]
     assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "[trials of ewc](#/experiments/" in tags["mlflow.note.content"]
 
 
 def test_a_changed_description_of_the_experiment_stays(out: Path) -> None:
@@ -360,6 +418,8 @@ def test_a_changed_description_of_the_experiment_stays(out: Path) -> None:
     look.set_experiment_tag(number, "mlflow.note.content", "mine")
     tracker = MLflowTracker(out)
     tracker.start(INFO)
+    tracker.trial(trial(2))
+    tracker.committed(committed(2, None))
     assert tracker.close(60) == 0, tracker.problem
     assert look.get_experiment(number).tags["mlflow.note.content"] == "mine"
 
@@ -535,12 +595,81 @@ def test_resumed_search_runs_again_and_moves_the_selection(out: Path, model: Pat
     }
     aliases = look.get_registered_model("demo.ewc.seed-0").aliases
     assert {k: int(v) for k, v in aliases.items()} == {"task-1": 2}
+    versions = {n: r.data.tags.get("clsearch.model_version") for n, r in found.items()}
+    name = "ewc · seed 0 · task 1 · lr=0.001 strength="
+    assert (versions[f"{name}10"], versions[f"{name}20"]) == ("2", "none")
+    assert found[f"{name}20"].data.tags["clsearch.model"] == "none"
 
     third = MLflowTracker(out)
     third.start(INFO)
     third.finish([], {}, "KILLED")
     assert third.close(60) == 0, third.problem
     assert runs(look)["search dddddddd"].info.status == "KILLED"
+
+
+def test_the_winner_of_the_grid_says_what_it_was_fine_tuned_to(out: Path) -> None:
+    """And a model that was fine-tuned and not kept says that."""
+    rounds = tuple(Round(f"{n:032x}", 0.89, 0.9, 0.2, n == 3, f"round of {n}") for n in (3, 4))
+    chosen = replace(selection(2), trial_key=f"{3:032x}", rounds=rounds)
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    for record in (trial(1), trial(2), *(trial(n, fine_tuned=f"{2:032x}") for n in (3, 4))):
+        tracker.trial(record)
+    tracker.committed(Committed(TaskResult(chosen, None)))
+    assert tracker.close(60) == 0, tracker.problem
+    tags = {int(r.data.tags["clsearch.trial_key"].replace("none", "0"), 16): r.data.tags
+            for r in runs(client(out)).values()}  # fmt: skip
+    notes = {n: tags[n]["mlflow.note.content"] for n in (1, 2, 3, 4)}
+    assert notes[1].startswith("Not selected at [ewc · seed 0 · task 1]")
+    assert notes[2].startswith("Selected at [ewc · seed 0 · task 1]")
+    assert "Then fine-tuned to [ewc · seed 0 · task 1 · lr=0.001 strength=30" in notes[2]
+    assert "**Why:**" in notes[3]
+    assert "round of 4" in notes[4]
+    assert [n for n in tags if tags[n]["clsearch.selected"] == "true"] == [3]
+
+
+def test_what_a_failure_left_undone_is_done_by_the_next_attempt(
+    out: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to the creation of a run is lost, and a server goes away between two batches of
+    parameters."""
+    from mlflow import MlflowClient
+
+    create_run, log_batch = MlflowClient.create_run, MlflowClient.log_batch
+    failed: set[str] = set()
+
+    def fail(what: str) -> None:
+        if what not in failed:
+            failed.add(what)
+            raise ConnectionError(what)
+
+    def create(self: Any, *arguments: Any) -> Any:
+        made = create_run(self, *arguments)
+        if made.info.run_name == "ewc · seed 0 · task 2":
+            fail("create")
+        return made
+
+    def log(self: Any, run: str, metrics: Any, params: Any, tags: Any) -> None:
+        if "many.149" in {p.key for p in params}:
+            fail("log")
+        log_batch(self, run, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create)
+    monkeypatch.setattr(MlflowClient, "log_batch", log)
+    tracker = MLflowTracker(out)
+    tracker.start(replace(INFO, config={**CONFIG, "many": list(range(150))}))
+    tracker.committed(committed(2, model))
+    tracker.trial(trial(1, task=2))
+    assert tracker.close(60) == 0, tracker.problem
+    assert failed == {"create", "log"}
+    look = client(out)
+    found = runs(look)
+    assert found["search dddddddd"].data.params["many.149"] == "149"
+    second = found["ewc · seed 0 · task 2"]
+    assert second.data.params == {"method": "ewc", "seed": "0", "task": "2"}
+    note = found["ewc · seed 0 · task 1"].data.tags["mlflow.note.content"]
+    assert f"/runs/{second.info.run_id}?" in note
+    assert look.get_model_version_by_alias("demo.ewc.seed-0", "task-1").description == note
 
 
 def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
@@ -670,6 +799,26 @@ def test_wrong_input_is_named(out: Path) -> None:
     tracker.close(60)
 
 
+@pytest.mark.parametrize(
+    ("uri", "step"),
+    [
+        ("http://me:secret@host:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql://me:secret@host/db", "PGPASSWORD"),
+        ("postgresql+psycopg2://me:se/cret@host/db", "PGPASSWORD"),
+        ("postgresql://host/db?password=secret", "PGPASSWORD"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "a server"),
+        ("postgres://me:secret@host/db", "postgresql"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(
+    tmp_path: Path, uri: str, step: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        MLflowTracker(tmp_path, uri)
+    assert step in str(refused.value)
+    assert not re.search(r"se/?cret|cret@", str(refused.value))
+
+
 def test_entries_keep_their_order_beyond_nine(tmp_path: Path) -> None:
     box = Outbox(tmp_path / "outbox")
     for number in range(12):
@@ -749,7 +898,7 @@ from clsearch.tracking import MLflowTracker
 tracker = MLflowTracker(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None)
 assert not {"mlflow", "torch"} & set(sys.modules)
 from types import SimpleNamespace
-tracker.start(SimpleNamespace(name="demo", digest="d" * 32, config={}, tasks=[]))
+tracker.start(SimpleNamespace(name="demo", digest="d" * 32, config={}, tasks=[], joint=()))
 assert time.monotonic() - began < 5
 sys.exit(tracker.close(60))
 """
@@ -786,3 +935,22 @@ def test_system_metrics_are_sampled_into_the_run_of_the_search(
         counts.append(len(history))
     assert 1 <= counts[0] < counts[1]
     assert not [m for m in runs(look)["ewc · seed 0 · task 1"].data.metrics if "system" in m]
+
+
+def test_what_waits_of_another_search_gets_no_system_metrics(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    killed = MLflowTracker(out)
+    killed._courier.wake = lambda: None  # type: ignore[method-assign]  # nothing is delivered
+    killed.start(SearchInfo("killed", "e" * 32, CONFIG, TASKS))
+    tracker = MLflowTracker(out, system_metrics=True)
+    tracker.start(INFO)
+    time.sleep(1)
+    assert tracker.close(60) == 0, tracker.problem
+    look = client(out)
+    sampled = {}
+    for name in ("killed", "demo"):
+        (run,) = look.search_runs([look.get_experiment_by_name(name).experiment_id])
+        sampled[name] = "system/cpu_utilization_percentage" in run.data.metrics
+    assert sampled == {"killed": False, "demo": True}

@@ -313,5 +313,6 @@ def test_a_runs_own_server_is_named(tmp_path: Path, call: Any) -> None:
     ended = call("ui", tmp_path)
     assert (ended.code, ended.err) == (0, "")
     assert "http://somewhere:5000" in ended.out
-    assert ui_command(tmp_path, "http://somewhere:5000") == "http://somewhere:5000"
+    for server in ("http://somewhere:5000", "databricks", "databricks://profile"):
+        assert ui_command(tmp_path, server) == server
     assert ui_command(tmp_path).endswith(f"clsearch ui {tmp_path}")
