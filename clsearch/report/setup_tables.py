@@ -28,7 +28,7 @@ _PROTOCOLS = {
 
 def honest(runs: Sequence[Run]) -> str:
     """That selection saw validation data alone, and what the exception is where there is one."""
-    seen = any("test-inputs" in str(m.options) for run in runs for m in run.entries)
+    seen = any("test-inputs" in str(m.options) for run in runs for m in run.config.methods)
     return HONEST + UNLABELLED * seen
 
 
@@ -141,7 +141,7 @@ def _machines(run: Run) -> str:
 def methods_sheet(run: Run) -> Sheet:
     """Each method with its options and the values tried of each hyperparameter."""
     rows = []
-    for method in run.entries:
+    for method in run.config.methods:
         grid = [r for r in run.trials[method.chain_name] if not r.fine_tuned]
         rows.append(
             (

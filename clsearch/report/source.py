@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from clsearch.config import Config, MethodConfig
+from clsearch.config import Config
 from clsearch.identity import without_places
 from clsearch.records import TaskResult, TrialRecord
 from clsearch.report.tables import ChainView, by_method
@@ -42,16 +42,14 @@ class Run:
         """The chains of each method by seed, in the config's order; methods without results left
         out."""
         found = by_method(self.results)
-        return {m.chain_name: found[m.chain_name] for m in self.entries if m.chain_name in found}
-
-    @property
-    def entries(self) -> Sequence[MethodConfig]:
-        return self.config.methods
+        return {
+            m.chain_name: found[m.chain_name] for m in self.config.methods if m.chain_name in found
+        }
 
     @cached_property
     def trials(self) -> dict[str, list[TrialRecord]]:
         """The finished trials of each method, in the config's order."""
-        found: dict[str, list[TrialRecord]] = {m.chain_name: [] for m in self.entries}
+        found: dict[str, list[TrialRecord]] = {m.chain_name: [] for m in self.config.methods}
         for record in sorted(self.records, key=lambda r: (r.task, r.seed, r.trial_key)):
             found.setdefault(record.method, []).append(record)
         return found
@@ -65,7 +63,7 @@ class Run:
     def unfinished(self) -> list[str]:
         """A line for each chain that has neither learned all tasks nor ended."""
         lines = []
-        for method in self.entries:
+        for method in self.config.methods:
             chains = {chain.seed: chain for chain in self.methods.get(method.chain_name, ())}
             for seed in self.config.seeds:
                 chain = chains.get(seed)
