@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from clsearch.errors import ClsearchError, InputError
+from clsearch.records import NOT_STATED
 
 app = typer.Typer(
     name="clsearch",
@@ -147,7 +148,7 @@ def export(
     compact: Annotated[
         bool, typer.Option(help="Only the neurons that the task needs; says what that saves.")
     ] = False,
-    licence: Annotated[str, typer.Option(help="Licence of the model.")] = "not stated",
+    licence: Annotated[str, typer.Option(help="Licence of the model.")] = NOT_STATED,
     force: Annotated[bool, typer.Option(help="Replace what was exported there.")] = False,
 ) -> None:
     """Write the selected model of a task, with its head, to a file. Or all of them.
@@ -321,11 +322,12 @@ def stop_on_signals() -> None:
 
 
 def _as_option(error: ClsearchError) -> ClsearchError:
-    """The same error, its field as it is typed where it is an option of a command."""
+    """The same error, its field as it is typed where it is an option of the command that ran."""
     if not isinstance(error, InputError):
         return error
-    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
-    options = {name for command in commands for p in command.params for name in p.opts}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    invoked = next((commands[word] for word in sys.argv[1:] if word in commands), None)
+    options = {name for p in (invoked.params if invoked else ()) for name in p.opts}
     typed = "--" + error.field.replace("_", "-")
     return InputError(typed, error.value, error.allowed, error.step) if typed in options else error
 

@@ -126,9 +126,12 @@ def _selection(
 
 
 def _model(result: TaskResult | None) -> tuple[Any, ...]:
-    """What makes a selection the same one: the stored model, and what could be pruned of it."""
-    s = result.selection if result else None
-    return (result.commit, s.threshold, s.thresholds, s.outcome) if result and s else ()
+    """What makes a selection the same one: the stored model, and what could be pruned of it; of a
+    chain that ended, how and why."""
+    if result is None:
+        return ()
+    s = result.selection
+    return (result.commit, s.threshold, s.thresholds) if result.commit else (s.outcome, s.reason)
 
 
 def _shown(result: TaskResult) -> dict[str, Any]:
@@ -269,7 +272,9 @@ def print_comparison(found: Mapping[str, Any], console: Console) -> None:
     for each in found["selections"]:
         place = f"task {each['task']} {each['method']}/seed-{each['seed']}"
         if each["same"]:
-            line(f"{place}: the same model, {each['a']['trial_key']}")
+            a = each["a"]
+            model = f"the same model, {a['trial_key']}"
+            line(f"{place}: " + (model if a["commit"] else f"both ended: {_in_words(a)}"))
             continue
         line(f"{place}: differs")
         for x in "ab":

@@ -193,7 +193,7 @@ def _check_input(task: Task, described: Mapping[str, Any]) -> None:
 
 
 def _task(scenario: Scenario, number: int | None, own: int | None) -> Task:
-    number = number or own
+    number = own if number is None else number
     count = len(scenario.tasks)
     if number is None and count > 1:
         raise InputError("task", "nothing", f"1 to {count}: the data is of several tasks")
@@ -248,9 +248,10 @@ def _named(data: str | None) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if data is None or not error.field.startswith("scenario"):
+        if not error.field.startswith("scenario"):
             raise
         field = error.field.replace(_ALONE, "data").replace("scenario", "data", 1)
+        field = "root" if data is None else field  # the model says what it is, not where
         raise InputError(field, error.value, error.allowed, error.step) from error
 
 

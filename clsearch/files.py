@@ -130,10 +130,8 @@ def owned(folder: Path) -> Iterator[None]:
 def check_writable(to: Path, force: bool) -> None:
     """Raises `InputError` for a file that cannot be written because of where it is, or because it
     exists, unless `force`."""
-    if to.is_dir():
-        raise InputError("to", str(to), "a file in a folder that exists", "It is a folder.")
     check_parent(to)
-    check_new(to, force)
+    check_file(to, force)
 
 
 def check_parent(to: Path) -> None:
@@ -142,6 +140,13 @@ def check_parent(to: Path) -> None:
     if not folder.is_dir():
         step = f"There is no folder {folder}."
         raise InputError("to", str(to), "a name in a folder that exists", step)
+
+
+def check_file(to: Path, force: bool) -> None:
+    """Raises `InputError` for a folder, and for a file that exists, unless `force`."""
+    if to.is_dir():
+        raise InputError("to", str(to), "a file in a folder that exists", "It is a folder.")
+    check_new(to, force)
 
 
 def check_new(to: Path, force: bool) -> None:

@@ -97,12 +97,19 @@ def run_config(out: Path) -> Config:
 
 
 def results_of(out: Path) -> list[TaskResult]:
-    """The selections of a run so far, with the test accuracies of its accuracy matrix."""
+    """The selections of a run so far, with the test accuracies of its accuracy matrix.
+
+    Without those of chains that the config does not have any more. Raises `InputError` for a folder
+    that is no run, `DamagedError` for files that cannot be read.
+    """
+    chains = _chains(run_config(out))
     try:
         selections = json.loads((out / "selections.json").read_bytes())
         matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
         found = []
         for data in selections:
+            if Chain(data["method"], data["seed"]) not in chains:
+                continue
             rows = matrix[data["method"]][str(data["seed"])]
             found.append(TaskResult.from_json(data, tuple(rows[data["task"] - 1])))
         return found
@@ -117,13 +124,16 @@ def results_of(out: Path) -> list[TaskResult]:
 
 def open_chains(config: Config, results: Sequence[TaskResult], tasks: int) -> dict[Chain, int]:
     """The chains of a run of so many tasks that have not come to their end: how far each is."""
-    chains = [Chain(m.chain_name, seed) for m in config.methods for seed in config.seeds]
-    own = {c: [r.selection for r in results if r.selection.chain == c] for c in chains}
+    own = {c: [r.selection for r in results if r.selection.chain == c] for c in _chains(config)}
     return {
         chain: len(selections)
         for chain, selections in own.items()
         if len(selections) < tasks and all(s.outcome == "selected" for s in selections)
     }
+
+
+def _chains(config: Config) -> list[Chain]:
+    return [Chain(m.chain_name, seed) for m in config.methods for seed in config.seeds]
 
 
 def about(out: Path) -> dict[str, Any]:

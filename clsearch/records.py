@@ -12,6 +12,9 @@ from typing import Any, Literal
 SCHEMA = 2
 """Version of the code's arithmetic: part of every trial key. Raise it when results change."""
 
+NOT_STATED = "not stated"
+"""The licence of a model or of data where nobody said one."""
+
 Status = Literal["COMPLETE", "PRUNED", "FAILED"]
 Outcome = Literal["selected", "failed", "depleted"]
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config
-from clsearch.data.base import NOT_STATED
 from clsearch.errors import DamagedError, InputError, unknown
 from clsearch.exports.compacted import compaction
 from clsearch.exports.files import check_folder, check_target, made, replace_folder, save_export
 from clsearch.exports.formats.base import formats
-from clsearch.exports.index import INDEX, TABLE, entry, write_index
+from clsearch.exports.index import entry, files_of, write_index
 from clsearch.exports.provenance import provenance
 from clsearch.exports.standalone import model_of
 from clsearch.files import check_parent
 from clsearch.folder import command, open_chains, open_store, results_of, run_config, tasks_of
 from clsearch.methods.base import ChainState
-from clsearch.records import Chain, TaskRecord, TaskResult
+from clsearch.records import NOT_STATED, Chain, TaskRecord, TaskResult
 from clsearch.scenarios.base import Task
 from clsearch.store import read_commit
 from clsearch.system import System, build_scenario, build_system
@@ -165,13 +164,13 @@ def export_all(
     A model's path is `METHOD/seed-S/task-T.FORMAT`; `index.json` and `index.md` list them. Of a run
     that is not finished it takes what is there, and the index says so. `note` is told of each
     model. Raises `InputError` and leaves nothing as `export` does; a folder in the way is replaced
-    with `force`, if it was exported.
+    with `force`, if it holds exported models and nothing else.
     """
     run, to = _Run(Path(out)), Path(to)
     if format not in formats():
         raise unknown("format", format, formats())
     check_parent(to)
-    check_folder(to, (INDEX, TABLE), force)
+    check_folder(to, files_of(to), force)
     there = [result for result in run.results if result.commit]
     if not there:
         allowed = "a run with selected models"

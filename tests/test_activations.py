@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from clsearch.config import parse_config
 from clsearch.errors import DepletedError, InputError
 from clsearch.exports.files import load_export, save_export
-from clsearch.exports.standalone import standalone
+from clsearch.exports.standalone import StandaloneModel
 from clsearch.identity import identity
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models.activations import lwta, maxout
@@ -413,7 +413,7 @@ def test_an_exported_model_answers_the_same(activation: str, suffix: str, tmp_pa
     backbone, params = network(activation, [9, 6], 3)
     task = Task(1, "one", ("a", "b", "c"), 0, SHAPE, SCALED)
     gates = {"fc2": torch.tensor([True, True, True, False, False, False])}
-    save_export(tmp_path / f"m{suffix}", standalone(backbone, params, 0, gates, task), {})
+    save_export(tmp_path / f"m{suffix}", StandaloneModel(backbone, params, 0, gates, task), {})
     answer, metadata = load_export(tmp_path / f"m{suffix}")
     options = {"hidden": [9, 6], "activation": activation, "group": 3}
     assert metadata["architecture"]["options"] == options

@@ -112,6 +112,23 @@ def test_other_data(first: Path, tmp_path: Path) -> None:
     assert "the data of task 1 is another" in reasons(found, "clnp")
 
 
+def test_chains_that_both_ended(tmp_path: Path, call: Any) -> None:
+    """The same only where they ended for the same reason."""
+    methods = [{"name": "finetune"}]
+    outs = [
+        searched(tmp_path / name, methods=methods, search={"grid": {"lr": rates}})
+        for name, rates in (("a", [1e30]), ("b", [1e30, 1e31]))
+    ]
+    again = searched(tmp_path / "c", methods=methods, search={"grid": {"lr": [1e30]}})
+    (other,) = compare(*outs)["selections"]
+    reasons = [other[x]["reason"] for x in "ab"]
+    assert not other["same"]
+    assert other["why"] == [f"{'AB'[i]} selected nothing: {reasons[i]}" for i in (0, 1)]
+    ended = call("compare", outs[0], again)
+    assert f"task 1 finetune/seed-0: both ended: failed: {reasons[0]}" in ended.out
+    assert "0 of 1 selections differ." in ended.out
+
+
 def test_unfinished_runs_and_chains_of_one_alone(first: Path, tmp_path: Path, call: Any) -> None:
     methods = [{"name": "clnp", "grid": {"l1": [1e-5, 1e-4]}}, {"name": "mas"}]
     second = searched(tmp_path / "out", stop_after=7, methods=methods)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from clsearch.data.base import Samples
 from clsearch.errors import InputError
 from clsearch.exports.files import load_export, save_export
-from clsearch.exports.standalone import standalone
+from clsearch.exports.standalone import StandaloneModel
 from clsearch.methods.base import ImportanceObjective
 from clsearch.models._convnet import BatchNorm
 from clsearch.models.base import Params, Tap, forward, initial_head, initial_parameters
@@ -382,7 +382,7 @@ def test_an_exported_model_answers_the_same(
     task = Task(1, "one", ("a", "b", "c"), 0, backbone.shape, data.transform)
     last = backbone.unit_layers[-1]
     gates = {last.name: torch.arange(last.units) % 2 == 0}
-    save_export(tmp_path / f"m{suffix}", standalone(backbone, params, 0, gates, task), {})
+    save_export(tmp_path / f"m{suffix}", StandaloneModel(backbone, params, 0, gates, task), {})
     answer, metadata = load_export(tmp_path / f"m{suffix}")
     assert metadata["architecture"]["name"] == model["name"]
     for count in (1, 2, 17):

@@ -15,7 +15,8 @@ from helpers import searched
 from layouts import FACTS, INSECTS, LAYOUTS, facts, noise
 from sklearn.datasets import load_digits
 
-from clsearch import export
+from clsearch import cli, export
+from clsearch.errors import InputError
 from clsearch.evaluate import evaluate
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.base import formats
@@ -126,7 +127,7 @@ def test_facts_are_measured_by_average_precision(tmp_path: Path) -> None:
         methods=[{"name": "finetune"}],
     )
     export(out, "finetune", 2, tmp_path / "m.pt2")
-    found = evaluate(tmp_path / "m.pt2")
+    found = evaluate(tmp_path / "m.pt2", root=tmp_path)
     assert (found.measure, found.classes) == ("mean average precision", ())
     assert found.value == pytest.approx(matrix(out)["finetune"]["0"][1][1], abs=1e-6)
 
@@ -139,6 +140,7 @@ def test_facts_are_measured_by_average_precision(tmp_path: Path) -> None:
         (("--data", "list.yaml"), ("--data", "a section with its name")),
         (("--data", "digits", "--classes", "0,7"), ("--classes", "'7'", "the model knows 0, 5, 9")),
         (("--data", "digits", "--task", "2"), ("--task", "1 to 1")),
+        (("--task", "0"), ("--task", "1 to 2")),
         (("--data", "two.yaml"), ("--task", "1 to 2", "several tasks")),
         (("--data", "digits", "--part", "half"), ("--part", "all, test, train, validation")),
         (("--data", "letters.yaml"), ("--data", "classes that the model knows", "0, 5, 9")),
@@ -172,3 +174,18 @@ def test_what_is_no_model_is_refused(tmp_path: Path, call: Any) -> None:
     refused(call("evaluate", tmp_path / "m.pth"), "model", "m.pth", ".onnx, .pt2, .safetensors")
     for suffix in formats():
         refused(call("evaluate", tmp_path / f"m.{suffix}"), "model", f"m.{suffix}")
+
+
+def test_a_field_is_no_option_of_a_command_that_has_none_of_its_name(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--to` is one of other commands alone, whatever a file is called."""
+    monkeypatch.setattr("clsearch.exports.formats.onnx.find_spec", lambda name: None)
+    (tmp_path / "export.onnx").touch()
+    ended = call("evaluate", tmp_path / "export.onnx")
+    refused(ended, "clsearch: model: '.onnx'", "onnxruntime installed")
+    error = InputError("to", "x", "y")
+    monkeypatch.setattr("sys.argv", ["clsearch", "evaluate", "export"])
+    assert str(cli._as_option(error)).startswith("to: ")
+    monkeypatch.setattr("sys.argv", ["clsearch", "export", "evaluate"])
+    assert str(cli._as_option(error)).startswith("--to: ")

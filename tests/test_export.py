@@ -30,7 +30,7 @@ from clsearch.exports.files import load_export, save_export, write_model_files
 from clsearch.exports.formats import onnx
 from clsearch.exports.formats.base import formats
 from clsearch.exports.formats.pt2 import export_program
-from clsearch.exports.standalone import StandaloneModel, standalone
+from clsearch.exports.standalone import StandaloneModel
 from clsearch.methods.base import ChainState, MethodOptions, State
 from clsearch.methods.finetune import Finetune
 from clsearch.models.base import Gates, Params, Tap, forward, initial_head, initial_parameters
@@ -85,7 +85,7 @@ def expected(network: tuple[MLP, Params], raw: Tensor, task: Task, gates: Gates 
 def test_every_form_answers_as_in_training(
     network: tuple[MLP, Params], task: Task, gates: Gates | None, tmp_path: Path
 ) -> None:
-    model = standalone(*network, task.head, gates, task)
+    model = StandaloneModel(*network, task.head, gates, task)
     save_export(tmp_path / "a.pt2", model, {})
     save_export(tmp_path / "b.safetensors", model, {})
     program, _ = load_export(tmp_path / "a.pt2")
@@ -99,17 +99,17 @@ def test_every_form_answers_as_in_training(
 
 def test_permutation_and_gates_matter(network: tuple[MLP, Params]) -> None:
     raw = pixels(4)
-    plain = standalone(*network, 2, None, TASK)(raw)
-    assert not torch.equal(plain, standalone(*network, 2, None, PERMUTED)(raw))
-    assert not torch.equal(plain, standalone(*network, 2, GATES, TASK)(raw))
-    assert not torch.equal(plain, standalone(*network, 1, None, TASK)(raw))
+    plain = StandaloneModel(*network, 2, None, TASK)(raw)
+    assert not torch.equal(plain, StandaloneModel(*network, 2, None, PERMUTED)(raw))
+    assert not torch.equal(plain, StandaloneModel(*network, 2, GATES, TASK)(raw))
+    assert not torch.equal(plain, StandaloneModel(*network, 1, None, TASK)(raw))
 
 
 def test_the_model_owns_its_weights_and_leaves_its_input_alone(
     network: tuple[MLP, Params],
 ) -> None:
     backbone, params = network
-    model = standalone(backbone, params, 2, None, TASK)
+    model = StandaloneModel(backbone, params, 2, None, TASK)
     raw = pixels(3).float()
     before, kept = model(raw), raw.clone()
     for value in params.values():
@@ -125,7 +125,7 @@ def test_the_model_owns_its_weights_and_leaves_its_input_alone(
 def test_every_format_holds_permutation_and_gates(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
-    save_export(tmp_path / f"m{suffix}", standalone(*network, 2, GATES, PERMUTED), {})
+    save_export(tmp_path / f"m{suffix}", StandaloneModel(*network, 2, GATES, PERMUTED), {})
     answer, _ = load_export(tmp_path / f"m{suffix}")
     for count in (1, 3, 17):
         raw = pixels(count)
@@ -137,7 +137,7 @@ def test_every_format_holds_permutation_and_gates(
 def test_the_same_model_makes_the_same_bytes_wherever_it_was_made(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
-    model = standalone(*network, 2, GATES, PERMUTED)
+    model = StandaloneModel(*network, 2, GATES, PERMUTED)
     contents = []
     for name in ("one", "two"):
         place = tmp_path / name / f"m{suffix}"
@@ -151,7 +151,7 @@ def test_the_same_model_makes_the_same_bytes_wherever_it_was_made(
 
 def test_models_run_without_clsearch(network: tuple[MLP, Params], tmp_path: Path) -> None:
     for name in FORMATS:
-        model = standalone(*network, 2, GATES, PERMUTED)
+        model = StandaloneModel(*network, 2, GATES, PERMUTED)
         save_export(tmp_path / f"m.{name}", model, {"metrics": {"a": 1}})
     raw = pixels(5)
     np.save(tmp_path / "x.npy", raw.float().numpy())
@@ -200,7 +200,7 @@ def test_models_run_without_clsearch(network: tuple[MLP, Params], tmp_path: Path
 @pytest.mark.slow
 def test_mlflow_serves_a_folder(network: tuple[MLP, Params], tmp_path: Path) -> None:
     """The real server, asked over HTTP with images of one and of three; nothing of it stays."""
-    save_export(tmp_path / "m.mlflow", standalone(*network, 2, GATES, PERMUTED), {})
+    save_export(tmp_path / "m.mlflow", StandaloneModel(*network, 2, GATES, PERMUTED), {})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -243,7 +243,7 @@ def test_mlflow_serves_a_folder(network: tuple[MLP, Params], tmp_path: Path) -> 
 def test_metadata(network: tuple[MLP, Params], tmp_path: Path, suffix: str) -> None:
     file = tmp_path / "new" / f"task-3{suffix}"
     given = {"metrics": {"test_accuracy": 0.97}, "trial_key": "ab12", "config": {"name": "x"}}
-    save_export(file, standalone(*network, 2, GATES, PERMUTED), given)
+    save_export(file, StandaloneModel(*network, 2, GATES, PERMUTED), given)
     _, metadata = load_export(file)
     assert given.items() <= metadata.items()
     assert metadata["architecture"]["name"] == "mlp"
@@ -258,7 +258,7 @@ def test_metadata(network: tuple[MLP, Params], tmp_path: Path, suffix: str) -> N
 
 
 def test_programs_hold_no_pickled_tensors(network: tuple[MLP, Params], tmp_path: Path) -> None:
-    save_export(tmp_path / "m.pt2", standalone(*network, 2, GATES, PERMUTED), {})
+    save_export(tmp_path / "m.pt2", StandaloneModel(*network, 2, GATES, PERMUTED), {})
     with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
         pickles = [n for n in archive.namelist() if archive.read(n)[:2] in (b"\x80\x02", b"PK")]
     assert pickles == ["archive/data/sample_inputs/model.pt"]
@@ -295,11 +295,11 @@ def test_model_files_of_a_commit(network: tuple[MLP, Params], tmp_path: Path) ->
 def test_an_existing_file_is_kept_without_force(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
-    file, model = tmp_path / f"m{suffix}", standalone(*network, 2, None, TASK)
+    file, model = tmp_path / f"m{suffix}", StandaloneModel(*network, 2, None, TASK)
     save_export(file, model, {"n": 1})
     content = file.read_bytes()
     with pytest.raises(InputError, match="--force") as caught:
-        save_export(file, standalone(*network, 1, None, TASK), {"n": 2})
+        save_export(file, StandaloneModel(*network, 1, None, TASK), {"n": 2})
     assert caught.value.exit_code == 2
     assert file.read_bytes() == content
     save_export(file, model, {"n": 3}, force=True)
@@ -310,7 +310,7 @@ def test_an_existing_file_is_kept_without_force(
 
 
 def test_unknown_suffix(network: tuple[MLP, Params], tmp_path: Path) -> None:
-    model = standalone(*network, 2, None, TASK)
+    model = StandaloneModel(*network, 2, None, TASK)
     known = r"\.onnx, \.pt2, \.safetensors, \.mlflow \(a folder\)"
     for action in (lambda p: save_export(p, model, {}), load_export):
         with pytest.raises(InputError, match=known):
@@ -321,7 +321,7 @@ def test_unknown_suffix(network: tuple[MLP, Params], tmp_path: Path) -> None:
 def test_a_folder_is_replaced_only_if_it_was_exported(
     network: tuple[MLP, Params], tmp_path: Path
 ) -> None:
-    folder, model = tmp_path / "m.mlflow", standalone(*network, 2, None, TASK)
+    folder, model = tmp_path / "m.mlflow", StandaloneModel(*network, 2, None, TASK)
     folder.mkdir()
     (folder / "thesis.tex").write_text("mine")
     for force in (False, True):
@@ -332,6 +332,9 @@ def test_a_folder_is_replaced_only_if_it_was_exported(
     save_export(folder, model, {"n": 1})
     save_export(folder, model, {"n": 2}, force=True)
     assert load_export(folder)[1]["n"] == 2
+    (folder / "data" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"data/notes\.txt was not exported"):
+        save_export(folder, model, {"n": 3}, force=True)
     assert [p.name for p in tmp_path.iterdir()] == ["m.mlflow"]
 
 
@@ -345,7 +348,7 @@ def test_a_full_disk_leaves_nothing(
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("tmpfs cannot be mounted here")
     try:
-        model, about = standalone(*network, 2, None, TASK), {"config": ["long"] * 2000}
+        model, about = StandaloneModel(*network, 2, None, TASK), {"config": ["long"] * 2000}
         with pytest.raises(StoreError, match="No space left"):
             save_export(tmp_path / f"m{suffix}", model, about)
         assert not list(tmp_path.iterdir())
@@ -387,7 +390,7 @@ def test_an_operator_that_onnx_has_not_is_named(
     network: tuple[MLP, Params], tmp_path: Path
 ) -> None:
     wave = Wave(MLPOptions(hidden=[7, 5]), SHAPE)
-    model = standalone(wave, network[1], 2, None, TASK)
+    model = StandaloneModel(wave, network[1], 2, None, TASK)
     with pytest.raises(InputError) as caught:
         save_export(tmp_path / "m.onnx", model, {})
     for word in ("wave uses aten.special_bessel_j0", "layer 'bessel'", ".pt2 or .safetensors"):
@@ -402,7 +405,7 @@ def test_an_operator_that_onnx_has_not_is_named(
 def test_a_backbone_that_cannot_be_traced_is_named(
     network: tuple[MLP, Params], tmp_path: Path
 ) -> None:
-    model = standalone(Wavering(MLPOptions(hidden=[7, 5]), SHAPE), network[1], 2, None, TASK)
+    model = StandaloneModel(Wavering(MLPOptions(hidden=[7, 5]), SHAPE), network[1], 2, None, TASK)
     with pytest.raises(InputError, match=r"'mlp' is not allowed.*data-dependent"):
         save_export(tmp_path / "m.pt2", model, {})
     assert not list(tmp_path.iterdir())
@@ -412,12 +415,12 @@ def test_a_file_that_answers_otherwise_is_not_left(
     network: tuple[MLP, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is written is the graph of another head."""
-    other = onnx._graph(standalone(*network, 1, None, TASK), {})
+    other = onnx._graph(StandaloneModel(*network, 1, None, TASK), {})
     monkeypatch.setattr(onnx, "_graph", lambda model, described: other)
     with pytest.raises(
         ClsearchError, match=r"differ by \d\.\de[+-]\d+ \(at most 1\.0e-04"
     ) as caught:
-        save_export(tmp_path / "m.onnx", standalone(*network, 2, None, TASK), {})
+        save_export(tmp_path / "m.onnx", StandaloneModel(*network, 2, None, TASK), {})
     assert "Nothing was exported" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -425,21 +428,21 @@ def test_a_file_that_answers_otherwise_is_not_left(
 def test_without_the_packages_of_onnx(
     network: tuple[MLP, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, model = tmp_path / "m.onnx", standalone(*network, 2, None, TASK)
+    file, model = tmp_path / "m.onnx", StandaloneModel(*network, 2, None, TASK)
     monkeypatch.setattr(onnx, "find_spec", lambda name: name != "onnxscript" or None)
     with pytest.raises(InputError, match=r"onnxscript installed.*pip install onnx onnxscript"):
         save_export(file, model, {})
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(onnx, "find_spec", lambda name: name != "onnxruntime" or None)
     assert save_export(file, model, {})["check"] is None
-    with pytest.raises(InputError, match="onnxruntime installed"):
+    with pytest.raises(InputError, match=r"^model: .*onnxruntime installed"):
         load_export(file)
 
 
 def test_a_checked_file_says_how_far_it_is_from_the_model(
     network: tuple[MLP, Params], tmp_path: Path
 ) -> None:
-    found = save_export(tmp_path / "m.onnx", standalone(*network, 2, None, TASK), {})
+    found = save_export(tmp_path / "m.onnx", StandaloneModel(*network, 2, None, TASK), {})
     assert found["check"]["with"].startswith("onnxruntime ")
     assert found["check"]["images"] == 16
     assert 0 <= found["check"]["difference"] < 1e-6
@@ -451,11 +454,11 @@ def test_a_folder_that_cannot_be_written(
     network: tuple[MLP, Params], tmp_path: Path, suffix: str
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    model = standalone(*network, 2, None, TASK)
+    model = StandaloneModel(*network, 2, None, TASK)
     with pytest.raises(InputError, match="a folder to write to"):
         save_export(tmp_path / "file" / f"m{suffix}", model, {})
     (tmp_path / f"taken{suffix}").mkdir()
-    with pytest.raises(InputError, match="a folder to write to"):
+    with pytest.raises(InputError, match="It is a folder"):
         save_export(tmp_path / f"taken{suffix}", model, {}, force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", f"taken{suffix}"]
 
@@ -464,7 +467,7 @@ def test_metadata_may_not_replace_the_description(
     network: tuple[MLP, Params], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="input"):
-        save_export(tmp_path / "m.pt2", standalone(*network, 2, None, TASK), {"input": 1})
+        save_export(tmp_path / "m.pt2", StandaloneModel(*network, 2, None, TASK), {"input": 1})
 
 
 @pytest.mark.parametrize("example", [torch.zeros(1, *SHAPE), pixels(2), torch.zeros(2, 2, 3, 4)])
@@ -472,7 +475,7 @@ def test_examples_a_program_cannot_be_traced_with(
     network: tuple[MLP, Params], example: Tensor
 ) -> None:
     with pytest.raises(InputError, match="example"):
-        export_program(standalone(*network, 2, None, TASK), example)
+        export_program(StandaloneModel(*network, 2, None, TASK), example)
 
 
 @FILES
@@ -482,7 +485,7 @@ def test_missing_and_damaged_files(
     file = tmp_path / f"m{suffix}"
     with pytest.raises(InputError):
         load_export(file)
-    save_export(file, standalone(*network, 2, None, TASK), {})
+    save_export(file, StandaloneModel(*network, 2, None, TASK), {})
     content = file.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 3] ^= 255
@@ -492,9 +495,33 @@ def test_missing_and_damaged_files(
             load_export(file)
 
 
+@TORCH
+def test_another_model_in_the_place_of_one_is_found_out(
+    network: tuple[MLP, Params], tmp_path: Path, suffix: str
+) -> None:
+    file, other = tmp_path / f"m{suffix}", tmp_path / f"other{suffix}"
+    save_export(file, StandaloneModel(*network, 2, None, TASK), {})
+    save_export(other, StandaloneModel(*network, 1, None, TASK), {})
+    other.replace(file)
+    with pytest.raises(DamagedError, match="SHA-256 differs"):
+        load_export(file)
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "[]", '{"format": "another/1"}'])
+def test_a_program_of_another_writer_is_refused(
+    network: tuple[MLP, Params], tmp_path: Path, text: str | None
+) -> None:
+    model = StandaloneModel(*network, 2, None, TASK)
+    program = export_program(model, torch.zeros(2, *SHAPE))
+    extra = {} if text is None else {"metadata.json": text}
+    torch.export.save(program, tmp_path / "m.pt2", extra_files=extra)
+    with pytest.raises(InputError, match="a model that `clsearch export` wrote"):
+        load_export(tmp_path / "m.pt2")
+
+
 def test_safetensors_needs_its_own_description(network: tuple[MLP, Params], tmp_path: Path) -> None:
     file, beside = tmp_path / "m.safetensors", tmp_path / "m.safetensors.json"
-    save_export(file, standalone(*network, 2, None, TASK), {})
+    save_export(file, StandaloneModel(*network, 2, None, TASK), {})
     other = json.loads(beside.read_text()) | {"file": "m.pt2"}
     beside.write_text(json.dumps(other))
     with pytest.raises(InputError, match=r"m\.pt2"):
@@ -511,7 +538,7 @@ def test_a_program_with_pickled_tensors_is_refused(
     network: tuple[MLP, Params], tmp_path: Path
 ) -> None:
     file = tmp_path / "m.pt2"
-    save_export(file, standalone(*network, 2, None, TASK), {})
+    save_export(file, StandaloneModel(*network, 2, None, TASK), {})
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = next(n for n in parts if n.endswith("model_weights_config.json"))
@@ -537,7 +564,7 @@ def test_a_program_in_an_older_layout_is_refused_unread(tmp_path: Path, names: l
 
 
 def test_state_names_are_readable(network: tuple[MLP, Params]) -> None:
-    model: StandaloneModel = standalone(*network, 2, GATES, PERMUTED)
+    model: StandaloneModel = StandaloneModel(*network, 2, GATES, PERMUTED)
     assert {"backbone.fc1.weight", "head.bias", "gate_fc2", "permutation", "mean"} <= set(
         model.state_dict()
     )

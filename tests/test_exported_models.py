@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clsearch.exports.files import load_export, save_export
 from clsearch.exports.formats.base import formats
-from clsearch.exports.standalone import StandaloneModel, model_of, standalone
+from clsearch.exports.standalone import StandaloneModel, model_of
 from clsearch.methods.base import Method
 from clsearch.models.base import forward
 from clsearch.plugins import discover
@@ -84,6 +84,6 @@ def test_every_backbone(name: tuple[str, str], tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (5, *backbone.shape), generator=draw).float()
     x = transform.normalise(pixels)
     expected = forward(backbone, params, x, 0, gates)[0]
-    check_all_formats(standalone(backbone, params, 0, gates, task), pixels, expected, tmp_path)
+    check_all_formats(StandaloneModel(backbone, params, 0, gates, task), pixels, expected, tmp_path)
     small = compact(backbone, params, 0, gates)
-    check_all_formats(standalone(*small, 0, None, task), pixels, expected, tmp_path)
+    check_all_formats(StandaloneModel(*small, 0, None, task), pixels, expected, tmp_path)

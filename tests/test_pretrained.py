@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clsearch.errors import InputError
 from clsearch.exports.files import load_export, save_export
-from clsearch.exports.standalone import standalone
+from clsearch.exports.standalone import StandaloneModel
 from clsearch.models._pretrained import Pretrained
 from clsearch.models.alexnet import AlexNet, AlexNetOptions
 from clsearch.models.base import forward, initial_head, initial_parameters
@@ -199,7 +199,7 @@ def test_an_exported_model_needs_no_weights_file(kind: type[Pretrained], tmp_pat
     params |= initial_head(0, 2, backbone.features, source)
     transform = InputTransform(255.0, (0.5,) * 3, (0.25,) * 3)
     task = Task(1, "one", ("a", "b"), 0, SHAPES[kind], transform)
-    save_export(tmp_path / "m.safetensors", standalone(backbone, params, 0, None, task), {})
+    save_export(tmp_path / "m.safetensors", StandaloneModel(backbone, params, 0, None, task), {})
     Path(path).unlink()
     answer, _ = load_export(tmp_path / "m.safetensors")
     pixels = torch.randint(0, 256, (2, *SHAPES[kind]), generator=source).float()

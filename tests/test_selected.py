@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from command import refused
 from helpers import searched, tiny_config
 from layouts import LAYOUTS
 
 import clsearch
 from clsearch import export, export_all
+from clsearch.compare import compare
 from clsearch.errors import InputError, StoreError
+from clsearch.evaluate import evaluate
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.base import formats
 from clsearch.exports.formats.safetensors import Tensors
@@ -69,7 +72,8 @@ def test_a_model_says_where_it_comes_from(run: Path, tmp_path: Path) -> None:
     assert [t["number"] for t in seen] == [1, 2]
     assert [t["digest"] for t in seen] == [t["digest"] for t in tasks]
     assert {(t["source"], t["train"], t["test"]) for t in seen} == {("digits", 1295, 359)}
-    assert about["licence"] == {"model": "CC0", "data": {"digits": "CC BY 4.0"}}
+    terms = {"source": "digits", "licence": "CC BY 4.0"}
+    assert about["licence"] == {"model": "CC0", "data": [{"task": n, **terms} for n in (1, 2)]}
     assert about["versions"]["clsearch"] == clsearch.__version__
     assert about["input"]["permuted"] is True
     assert about["sha256"] == sha256_of(file.read_bytes())
@@ -94,6 +98,33 @@ def test_licences_of_own_data_are_what_the_config_says(tmp_path: Path) -> None:
     assert identity(first) == identity(second)
     told = [build_scenario(config).origin(1).terms for config in (first, second)]
     assert told == ["not stated", "CC BY 4.0"]
+
+
+def test_two_sets_of_own_data_keep_their_licences_and_tell_no_folder(
+    tmp_path: Path, call: Any
+) -> None:
+    """A model that is given away says what it was trained on, not where that lay. Its data is found
+    again in the folder that is given."""
+    LAYOUTS["folder"](tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "more")
+    LAYOUTS["folder"](tmp_path)
+    terms = {"photos": "CC0", "more": "CC BY 4.0"}
+    tasks = [
+        {"source": {"name": "folder", "path": str(tmp_path / name), "size": 8, "corrupt": "skip",
+                    "licence": licence}}
+        for name, licence in terms.items()
+    ]  # fmt: skip
+    scenario = {"name": "sequence", "root": str(tmp_path), "cache": str(tmp_path), "tasks": tasks}
+    out = searched(tmp_path / "out", scenario=scenario, methods=[{"name": "finetune"}])
+    file = tmp_path / "m.safetensors"
+    about = export(out, "finetune", 2, file)
+    assert [each["licence"] for each in about["licence"]["data"]] == list(terms.values())
+    found = about["config"]["scenario"]
+    assert [task["source"]["path"] for task in found["tasks"]] == list(terms)
+    assert str(tmp_path) not in json.dumps(about)
+    matrix = json.loads((out / "accuracy_matrix.json").read_text())
+    assert evaluate(file, root=tmp_path).value == matrix["finetune"]["0"][1][1]
+    refused(call("evaluate", file, "--root", tmp_path / "out"), "--root", "'photos'", "is there")
 
 
 @pytest.mark.parametrize("name", ["mlflow", "safetensors"])
@@ -142,6 +173,11 @@ def test_a_folder_of_models_is_replaced_only_with_force(run: Path, tmp_path: Pat
         export_all(run, to, format="safetensors")
     export_all(run, to, format="safetensors", force=True)
     assert (to / "clnp" / "seed-3" / "task-1.safetensors").exists()
+    notes = to / "clnp" / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(InputError, match=r"clnp/notes\.txt was not exported, and is left alone"):
+        export_all(run, to, format="safetensors", force=True)
+    assert notes.read_text() == "mine"
     assert [p.name for p in tmp_path.iterdir()] == ["all"]
 
 
@@ -209,6 +245,20 @@ def test_options_that_do_not_go_together(
 ) -> None:
     refused(call("export", run, "--to", tmp_path / "x.pt2", *options), *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_chains_taken_out_of_the_config_are_no_models_of_the_run(run: Path, tmp_path: Path) -> None:
+    """As long as no task is written again, `selections.json` has them."""
+    out = tmp_path / "out"
+    shutil.copytree(run, out)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    (out / "config.yaml").write_text(
+        yaml.safe_dump({**config, "methods": config["methods"][:2], "seeds": [4]})
+    )
+    index = export_all(out, tmp_path / "all", format="safetensors")
+    left = [(each["method"], each["seed"]) for each in index["models"]]
+    assert sorted(set(left)) == [("alone", 4), ("finetune", 4)]
+    assert "clnp/seed-3" in compare(run, out)["chains"]["a"]
 
 
 def test_a_run_without_its_record_of_tasks_says_how_to_mend_it(run: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from clsearch.config import Plugin, checked_options
 from clsearch.data._stored import Images, Storage, chunks, part_of
 from clsearch.options import PLACE, Strict
 from clsearch.plugins import find
+from clsearch.records import NOT_STATED
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,6 @@ class RawData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()
-
-
-NOT_STATED = "not stated"
 
 
 class SourceOptions(Strict):

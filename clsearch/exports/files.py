@@ -11,15 +11,14 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clsearch.errors import InputError, StoreError
+from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.exports.formats.base import Loaded, description_of, format_of
-from clsearch.exports.mlmodel import PROGRAM
-from clsearch.exports.standalone import StandaloneModel, example_of, model_of
-from clsearch.files import check_new, sha256_of
+from clsearch.exports.standalone import FORMAT, StandaloneModel, example_of, model_of
+from clsearch.files import check_file, check_new, sha256_of
 
 if TYPE_CHECKING:
     from clsearch.methods.base import ChainState
@@ -30,22 +29,27 @@ _OWN = ("format", "file", "sha256", "check", "architecture", "task", "input", "o
 
 
 def check_target(path: Path, force: bool) -> None:
-    """Raises `InputError` for another suffix, for files that exist unless `force`, and for a folder
-    in place of a file, or one that is no exported model."""
-    if format_of(path, "to").folder:
-        check_folder(path, ("MLmodel", PROGRAM), force)
+    """Raises `InputError` for another suffix, for files that exist unless `force`, for a folder in
+    place of a file, and for one that holds more than an exported model."""
+    kind = format_of(path, "to")
+    if kind.folder:
+        check_folder(path, kind.parts(path), force)
     else:
-        for file in (path, description_of(path)):
-            check_new(file, force)
+        for file in sorted(kind.parts(path)):
+            check_file(file, force)
 
 
-def check_folder(path: Path, marks: Sequence[str], force: bool) -> None:
-    """Raises `InputError` for a folder that exists: unless `force`, and it holds the files `marks`,
-    as those do that were exported. What else lies there is not clsearch's to delete."""
+def check_folder(path: Path, own: Set[Path], force: bool) -> None:
+    """Raises `InputError` for a folder that exists: unless `force`, and all its files are `own`,
+    those that were exported. What else lies there is not clsearch's to delete."""
     check_new(path, force)
-    if path.exists() and not all((path / mark).is_file() for mark in marks):
-        step = f"What is there has no {' and '.join(marks)}, and is left alone."
-        raise InputError("to", str(path), "a new folder, or one that was exported", step)
+    if not path.exists():
+        return
+    found = path.rglob("*") if path.is_dir() else [path]
+    other = sorted(p for p in found if p not in own and (p.is_symlink() or not p.is_dir()))
+    if other:
+        step = f"{other[0]} was not exported, and is left alone."
+        raise InputError("to", str(path), "a new folder, or one with nothing else in it", step)
 
 
 def save_export(
@@ -130,15 +134,31 @@ def write_model_files(
 def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
     """A saved model, callable on float32 pixels `[N, C, H, W]`, and its metadata.
 
-    Raises `InputError` for a file that is missing or of another kind, `DamagedError` for one that
-    is not what was written, or holds pickled objects: nothing is unpickled but sample inputs, as
-    plain tensors. Still, a `.pt2` is a program: load those you trust.
+    Raises `InputError` for a file that is missing, of another kind or not from clsearch,
+    `DamagedError` for one that is not what `<file>.json` beside it describes, or holds pickled
+    objects: nothing is unpickled but sample inputs, as plain tensors. Still, a `.pt2` is a program:
+    load those you trust.
     """
     kind = format_of(path, "model")
     try:
-        return kind.load(path)
+        if not kind.folder and description_of(path).exists():
+            _check_sha256(path, description_of(path))
+        answer, described = kind.load(path)
     except OSError as error:
         raise InputError("model", str(path), "a model that can be read", str(error)) from error
+    if described.get("format") != FORMAT:
+        step = f"It does not describe itself as {FORMAT}."
+        raise InputError("model", str(path), "a model that `clsearch export` wrote", step)
+    return answer, described
+
+
+def _check_sha256(path: Path, about: Path) -> None:
+    try:
+        expected = json.loads(about.read_bytes())["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{about} does not describe a model of clsearch: {error!r}") from error
+    if sha256_of(path.read_bytes()) != expected:
+        raise DamagedError(f"{path} is not what {about} describes (SHA-256 differs)")
 
 
 def _remove(place: Path) -> None:

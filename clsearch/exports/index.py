@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clsearch.errors import InputError
 from clsearch.exports.formats.base import format_of
 from clsearch.records import Chain
 
@@ -28,6 +29,17 @@ def entry(folder: Path, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
         "sha256": format_of(path, "to").sha256(path),
     }
     return found | {name: about[name] for name in ("check",) if name in about}
+
+
+def files_of(folder: Path) -> set[Path]:
+    """The files that the index of a folder of models lists, and its own; none without it."""
+    try:
+        models = json.loads((folder / INDEX).read_bytes())["models"]
+        paths = [folder / each["file"] for each in models]
+        parts = [format_of(path, "to").parts(path) for path in paths]
+    except (OSError, ValueError, KeyError, TypeError, InputError):
+        return set()
+    return {folder / INDEX, folder / TABLE}.union(*parts)
 
 
 def write_index(

@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 PROGRAM = "data/model.pt2"
+FILES = ("MLmodel", "requirements.txt", "python_env.yaml", PROGRAM)
+"""What a model that was written alone consists of."""
 
 
 def write_mlmodel(folder: Path, run_id: str, model_id: str, at: int) -> None:

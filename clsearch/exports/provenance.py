@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import clsearch
-from clsearch.data.base import NOT_STATED
+from clsearch.identity import movable, without_folders
+from clsearch.records import NOT_STATED
 
 if TYPE_CHECKING:
     from clsearch.config import Config
@@ -29,7 +30,7 @@ def provenance(
 
     `tasks` are those of the run; the model has been trained on all of them up to its own, or on
     its own alone where the method has a model for each. `licence` is the model's own. The same for
-    the same model: no time, no place of the export.
+    the same model: no time, no place of the export, no folder of the machine.
     """
     selection = replace(result.selection, candidates=())
     statuses = Counter(c.status for c in result.selection.candidates)
@@ -49,10 +50,21 @@ def provenance(
             "seed": selection.seed,
             "tasks": [_trained_on(task) for task in seen],
         },
-        "licence": {"model": licence, "data": {task.source: task.licence for task in seen}},
+        "licence": {"model": licence, "data": [_licence(task) for task in seen]},
         "versions": {"clsearch": clsearch.__version__, "torch": str(torch.__version__)},
-        "config": config.model_dump(mode="json", exclude={"resources", "tracking"}),
+        "config": _config(config),
     }
+
+
+def _licence(task: TaskRecord) -> dict[str, Any]:
+    """By task: two sets of the user's own have the same source."""
+    return {"task": task.number, "source": task.source, "licence": task.licence}
+
+
+def _config(config: Config) -> dict[str, Any]:
+    data = config.model_dump(mode="json", exclude={"resources", "tracking"})
+    moved = {name: without_folders(data[name]) for name in ("model", "methods")}
+    return {**data, **moved, "scenario": movable(data["scenario"])}
 
 
 def _trained_on(task: TaskRecord) -> dict[str, Any]:

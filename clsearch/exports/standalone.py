@@ -1,9 +1,4 @@
-"""Selected models as files that answer raw pixels: `.pt2` programs and `.safetensors` weights.
-
-Both take pixels as the data set stores them, `[N, C, H, W]` from 0 to `scale`, and give logits
-`[N, classes]` of one task. A `.pt2` takes float32 and runs without clsearch; a `.safetensors` is
-rebuilt by clsearch. Beside either stands `<name>.json`, written last, which says what it holds.
-"""
+"""The model of one task as it is exported: pixels as the data set stores them to outputs."""
 
 from __future__ import annotations
 
@@ -15,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clsearch import models
+from clsearch.identity import without_folders
 from clsearch.models.base import Backbone, Gates, Tap, head_names
 from clsearch.models.widths import resized
 from clsearch.plugins import find
@@ -31,8 +27,8 @@ FORMAT = "clsearch-export/1"
 class StandaloneModel(nn.Module):
     """One task's model with its input transform and gates inside: pixels to logits.
 
-    Its parameters are frozen copies on the CPU, running statistics, gates, mean, std and
-    permutation buffers.
+    `params` hold the backbone and head number `head`. Its parameters are frozen copies on the CPU,
+    running statistics, gates, mean, std and permutation buffers.
     """
 
     mean: Tensor
@@ -88,7 +84,7 @@ class StandaloneModel(nn.Module):
             "format": FORMAT,
             "architecture": {
                 "name": self.backbone.name,
-                "options": self.backbone.options.model_dump(mode="json"),
+                "options": without_folders(self.backbone.options.model_dump(mode="json")),
                 "units": {unit.name: unit.units for unit in self.backbone.unit_layers},
                 "gates": list(self.gated),
             },
@@ -116,17 +112,6 @@ class StandaloneModel(nn.Module):
         }
 
 
-def standalone(
-    backbone: Backbone,
-    params: Mapping[str, Tensor],
-    head: int,
-    gates: Gates | None,
-    task: Task,
-) -> StandaloneModel:
-    """The model that answers `task`: `params` hold the backbone and head number `head`."""
-    return StandaloneModel(backbone, params, head, gates, task)
-
-
 def model_of(
     system: System, state: ChainState, task: Task, compacted: bool = False
 ) -> StandaloneModel:
@@ -139,8 +124,8 @@ def model_of(
         raise ValueError(f"{system.label} has no model for task {task.number}")
     if compacted:
         own = compact(model.backbone, model.params, model.head, model.gates)
-        return standalone(*own, model.head, None, task)
-    return standalone(model.backbone, model.params, model.head, model.gates, task)
+        return StandaloneModel(*own, model.head, None, task)
+    return StandaloneModel(model.backbone, model.params, model.head, model.gates, task)
 
 
 def example_of(model: StandaloneModel) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,6 +39,10 @@ class Format(ABC):
         """Writes the file or the folder at `place`, which is new, and returns what `<file>.json`
         says beyond `described`. Raises `InputError` for a model that the format cannot take."""
 
+    def parts(self, path: Path) -> set[Path]:
+        """All files of what it wrote at `path`."""
+        return {path, description_of(path)}
+
     def sha256(self, path: Path) -> str:
         """The SHA-256 of what it wrote."""
         return sha256_of(path.read_bytes())
@@ -46,8 +51,8 @@ class Format(ABC):
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
         """A model as `write` wrote it, and its description.
 
-        Raises `InputError` for one that cannot be read, `DamagedError` for one that is not what was
-        written, or holds pickled objects.
+        The description is empty for a model that another program wrote. Raises `InputError` for one
+        that cannot be read, `DamagedError` for one that is damaged, or holds pickled objects.
         """
 
 
@@ -70,6 +75,15 @@ def endings(known: Mapping[str, Format]) -> str:
     files = [f".{name}" for name, each in known.items() if not each.folder]
     folders = [f".{name} (a folder)" for name, each in known.items() if each.folder]
     return ", ".join(files + folders)
+
+
+def embedded(text: str) -> dict[str, Any]:
+    """The description that a file carries; empty where the text is none."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def description_of(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from clsearch.errors import DamagedError, InputError
 from clsearch.exports.formats.base import Format, Loaded
 from clsearch.exports.formats.pt2 import Program
-from clsearch.exports.mlmodel import PROGRAM, write_alone
+from clsearch.exports.mlmodel import FILES, PROGRAM, write_alone
 from clsearch.exports.standalone import StandaloneModel
 
 
@@ -27,6 +27,9 @@ class Served(Format):
         Program().write(program, model, described)
         write_alone(place, model.task.shape, model.head.out_features, described)
         return {}
+
+    def parts(self, path: Path) -> set[Path]:
+        return {path / name for name in FILES}
 
     def sha256(self, path: Path) -> str:
         """That of the program inside."""

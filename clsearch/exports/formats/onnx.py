@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, fx
 
 from clsearch.errors import ClsearchError, DamagedError, InputError
-from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, description_of
+from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, embedded
 from clsearch.exports.formats.pt2 import export_program
 from clsearch.exports.standalone import StandaloneModel, example_of
-from clsearch.files import sha256_of
 from clsearch.rng import generator
 
 LARGEST = 2**31 - 2**20
@@ -42,7 +41,7 @@ class Onnx(Format):
         """Raises `InputError` where onnx is not installed, for a backbone with an operator that
         ONNX has not, and for a model above 2 GiB; `ClsearchError` for a file that answers
         otherwise than the model."""
-        _require("onnx", "onnxscript")
+        _require("to", "onnx", "onnxscript")
         size = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         if size > LARGEST:
             allowed = "a model of less than 2 GiB, which is the most an ONNX file holds"
@@ -53,27 +52,22 @@ class Onnx(Format):
         return {"check": _check(place, model)}
 
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
-        """A file has no checksum of its own: `<file>.json` has it, where it stands beside."""
-        _require("onnxruntime")
-        content, beside = path.read_bytes(), description_of(path)
-        if beside.exists() and sha256_of(content) not in beside.read_text():
-            raise DamagedError(f"{path} is not what {beside} describes (SHA-256 differs)")
-        session = _session(path, content)
-        text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED, "{}")
+        _require("model", "onnxruntime")
+        session = _session(path, path.read_bytes())
+        text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED, "")
 
         def answer(pixels: Tensor) -> Tensor:
             given = {"pixels": pixels.to(torch.float32).numpy()}
             return torch.from_numpy(session.run(["logits"], given)[0])
 
-        described: dict[str, Any] = json.loads(text)
-        return answer, described
+        return answer, embedded(text)
 
 
-def _require(*packages: str) -> None:
+def _require(field: str, *packages: str) -> None:
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         step = f"Install them: pip install {' '.join(PACKAGES)}"
-        raise InputError("to", ".onnx", f"with {' and '.join(missing)} installed", step)
+        raise InputError(field, ".onnx", f"with {' and '.join(missing)} installed", step)
 
 
 def _graph(model: StandaloneModel, described: Mapping[str, Any]) -> bytes:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clsearch.archive import check_archive
 from clsearch.errors import InputError
-from clsearch.exports.formats.base import EMBEDDED, Format, Loaded
+from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, embedded
 from clsearch.exports.standalone import StandaloneModel, example_of
 
 
@@ -37,8 +37,7 @@ class Program(Format):
         check_archive(path, content)
         extra = {EMBEDDED: ""}
         program = torch.export.load(io.BytesIO(content), extra_files=extra)
-        described: dict[str, Any] = json.loads(extra[EMBEDDED] or "{}")
-        return program.module(), described
+        return program.module(), embedded(extra[EMBEDDED])
 
 
 def export_program(model: StandaloneModel, example: Tensor) -> torch.export.ExportedProgram:
