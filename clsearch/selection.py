@@ -75,8 +75,8 @@ def _selected(
         seed=record.seed,
         task=record.task,
         outcome="selected",
-        reason=f"trial {record.trial_key} {why}; {len(offers)} of {len(records)} trials were "
-        f"within {margin:g} points of the best validation accuracy {best:.4f}",
+        reason=f"trial {record.trial_key[:8]} {why}; {len(offers)} of {len(records)} trials were "
+        f"within {margin:g} points of the best validation accuracy, {100 * best:.2f} %",
         margin=margin,
         best=best,
         floor=floor,
@@ -207,7 +207,8 @@ def _why_lost(offer: _Offer, winner: _Offer) -> str:
         return f"ties in capacity, larger drift ({offer.drift:g} against {winner.drift:g})"
     ours, theirs = _accuracy(offer.record), _accuracy(winner.record)
     if ours != theirs:
-        return f"ties in capacity and drift, lower accuracy ({ours:.4f} against {theirs:.4f})"
+        against = f"{100 * ours:.2f} % against {100 * theirs:.2f} %"
+        return f"ties in capacity and drift, lower accuracy ({against})"
     return "ties in capacity, drift and accuracy, later trial key"
 
 
@@ -216,7 +217,8 @@ def _why_won(winner: _Offer, offers: Sequence[_Offer]) -> str:
     pruned = "unpruned" if winner.threshold is None else f"pruned at {winner.threshold:g}"
     if winner.thresholds:
         pruned = f"pruned layer by layer at {', '.join(f'{t:.3g}' for t in winner.thresholds)}"
-    why = f"leaves {_neurons(winner.capacity)} {pruned}, validation accuracy {winner.accuracy:.4f}"
+    accuracy = f"validation accuracy {100 * winner.accuracy:.2f} %"
+    why = f"leaves {_neurons(winner.capacity)} {pruned}, {accuracy}"
     tied = [o for o in offers if o is not winner and o.capacity == winner.capacity]
     if not tied:
         return f"{why}: the most"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from helpers import SerialSearcher, SilentProgress, SilentTracker
 from made_up import Made, accounted, run, told
 
 from clsearch.config import parse_config
-from clsearch.errors import DamagedError
+from clsearch.errors import DamagedError, StoreError
 from clsearch.files import ABOUT
 from clsearch.folder import open_store, records_of, write_config
 from clsearch.report import write_report
@@ -380,3 +381,18 @@ def test_the_search_leaves_what_the_report_says_of_it(small: Path) -> None:
     made: Made = (list(read_run(small).records), list(read_run(small).results))
     assert len(made[0]) == 4
     assert read_run(small).unfinished == []
+
+
+def test_a_report_that_finds_no_room_leaves_nothing(tmp_path: Path) -> None:
+    made = told(run(["clnp"], 1), 1)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        with pytest.raises(StoreError, match="No space left on device"):
+            write_report(disk / "new" / "report", [made])
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

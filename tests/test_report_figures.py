@@ -187,6 +187,22 @@ def test_the_star_is_the_model_that_was_kept() -> None:
     assert stars["tuned"] == {CHOSEN: pytest.approx(kept), "white": pytest.approx(pruned)}
 
 
+def test_a_trial_that_gains_by_pruning_stays_in_its_panel() -> None:
+    records, results = run(["clnp"], 2)
+    s = results[1].selection
+    assert s.best is not None
+    won = tuple(replace(c, accuracy=s.best + 0.04) if c.chosen else c for c in s.candidates)
+    gained = replace(s, accuracy=s.best + 0.04, candidates=won)
+    made = told((records, [results[0], replace(results[1], selection=gained)]), 2)
+    drawings = {d.name: d for d in document(labelled([made])).drawings}
+    for name in ("tradeoff_clnp", "scan_clnp"):
+        for axis in drawings[name].draw().axes:
+            low, high = axis.get_ylim()
+            stars = [line for line in axis.get_lines() if line.get_marker() == "*"]
+            assert all(low <= y < high for line in stars for y in np.asarray(line.get_ydata()))
+            assert high > 4
+
+
 def test_points_of_trials_are_pixels_in_an_svg() -> None:
     made = told(run(["ewc"], 1, seeds=2), 1)
     drawing = next(d for d in document(labelled([made])).drawings if d.name == "tradeoff_ewc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ def write_report(
     from clsearch.report.source import labelled
 
     said = document(labelled(runs))
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for half_written in folder.glob(f"{_NEW}*"):
@@ -57,6 +59,9 @@ def write_report(
             for name in (_TEXT, _PAGE):
                 (new / name).replace(folder / name)
     except OSError as error:
+        with contextlib.suppress(OSError):  # of a report that failed nothing is left
+            for above in made:
+                above.rmdir()
         raise StoreError(f"cannot write the report {folder}: {error.strerror or error}") from error
     return [folder / _PAGE, *(folder / _FIGURES / f"{name}.png" for name in images)]
 

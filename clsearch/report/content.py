@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from clsearch.metrics import average_accuracy, average_forgetting
@@ -144,7 +145,8 @@ def _accuracy(groups: Sequence[Sequence[Run]]) -> Section:
     drawings: list[Drawing] = []
     for ending, name, group in _shown(groups):
         lines, tasks = lines_of(group), max(run.reached for run in group)
-        sheets += task_sheets(lines, tasks)
+        tables = task_sheets(lines, tasks)
+        sheets += [replace(t, title=f"{t.title}, {name}") for t in tables] if ending else tables
         final = "; ".join(
             f"{label} {mean_std(average_accuracy(c.matrix) for c in chains)} %, forgetting "
             f"{mean_std(average_forgetting(c.matrix) for c in chains)}"

@@ -39,7 +39,7 @@ def cost_sheet(run: Run) -> Sheet:
         if not records:
             continue
         chains = run.methods.get(method, ())
-        memory = mean_std((c.memory_bytes for c in chains), scale=1 / 1024, digits=0)
+        memory = mean_std((c.memory_bytes for c in chains), scale=1 / 1024, digits=1)
         rows.append((method, protocol, *_cells(Cost.of(records)), memory))
         other = other_protocol(run, records, chains)
         if other is not None:

@@ -37,7 +37,7 @@ def result_sheet(run: Run) -> Sheet:
                 mean_std(average_forgetting(c.matrix) for c in chains),
                 mean_std(backward_transfer(c.matrix) for c in chains),
                 mean_std((c.last.sparsity for c in chains if c.last), digits=1),
-                mean_std((c.memory_bytes for c in chains), scale=1 / 1024, digits=0),
+                mean_std((c.memory_bytes for c in chains), scale=1 / 1024, digits=1),
                 ", ".join(f"{name} {text}" for name, text in layers.items()) or "-",
             )
         )

@@ -303,9 +303,12 @@ def percent(values: Iterable[float | None]) -> str:
 
 
 def kib(values: Iterable[int | None]) -> str:
-    """Mean of bytes in KiB; "-" for none."""
+    """Mean of bytes in KiB, below 10 with a decimal; "-" for none."""
     known = [v / 1024 for v in values if v is not None]
-    return f"{statistics.fmean(known):,.0f}" if known else "-"
+    if not known:
+        return "-"
+    mean = statistics.fmean(known)
+    return f"{mean:,.{int(0 < mean < 10)}f}"
 
 
 def _fixed(value: float, digits: int) -> str:

@@ -87,6 +87,8 @@ def _trial_panels(
     )
     margin = max((s.margin for ss in tasks.values() for s in ss), default=0)
     low = lowest(margin)
+    gain = max((_gain(s) for ss in tasks.values() for s in ss), default=0.0)
+    top = max(margin, 0.5, gain + 0.1 * (gain - low) if gain > 0 else 0.0)
     for axis, (task, selections) in zip(axes, tasks.items(), strict=True):
         axis.axhspan(-margin, 0, color=_BAND, alpha=0.25, linewidth=0)
         axis.axhline(-margin, **_FLOOR)
@@ -99,10 +101,17 @@ def _trial_panels(
         if said:
             axis.text(0.98, 0.03, "\n".join(said), transform=axis.transAxes, fontsize=SMALL,
                       ha="right", zorder=5, linespacing=1.0, bbox=_BEHIND)  # fmt: skip
-        axis.set_ylim(low, max(margin, 0.5))
+        axis.set_ylim(low, top)
         axis.set_rasterization_zorder(3.5)
     legend(figure, handles)
     return figure, axes, across
+
+
+def _gain(s: Selection) -> float:
+    """How far above the best a trial of a task came by being pruned, in percentage points."""
+    reached = [s.accuracy, *(c.accuracy for c in s.candidates)]
+    return max((100 * (a - s.best) for a in reached if a is not None and s.best is not None),
+               default=0.0)  # fmt: skip
 
 
 def _plot(axis: Axes, points: Sequence[Point], kind: str) -> None:
