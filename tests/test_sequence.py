@@ -258,6 +258,16 @@ def test_strengths_of_layers_are_searched_and_stand_in_the_tables(tmp_path: Path
     assert "l1.fc1" in json.loads((tmp_path / "selections.json").read_text())[0]["hyperparameters"]
 
 
+def test_the_tracker_is_told_which_methods_train_on_all_tasks(tmp_path: Path) -> None:
+    """And gets accuracies as fractions."""
+    data, tracker = settings(["ewc", "joint"]), SilentTracker()
+    search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))
+    assert search.info().joint == {"joint"}
+    search.run(SerialSearcher(), tracker, SilentProgress())
+    for commit in tracker.commits:
+        assert 0 < (commit.metrics["stored/validation_accuracy"] or 0) <= 1
+
+
 def test_selections_do_not_depend_on_workers_or_packs(tmp_path: Path) -> None:
     grid = {"grid": {"lr": [0.001, 0.003, 0.01, 0.02, 0.03]}}
     results = []
