@@ -21,11 +21,11 @@ from helpers import (
     tiny_tasks,
 )
 from test_selection import trial
-from test_sequence import PERMUTED, SPLIT, no_export, run, settings
+from test_sequence import PERMUTED, SPLIT, run, settings
 
 from clsearch.config import parse_config
 from clsearch.errors import ClsearchError, InputError
-from clsearch.folder import open_store, records_of, results_of
+from clsearch.folder import open_store, records_of, results_of, write_config
 from clsearch.methods.clnp import CLNP
 from clsearch.protocols import FineTuneJob, Job, LayerScanJob
 from clsearch.records import LayerPruning, Selection
@@ -34,8 +34,6 @@ from clsearch.sequence import Found, Search
 from clsearch.store import read_commit
 from clsearch.system import resolve
 from clsearch.training.batch import DeviceData, Readout, answer
-
-__all__ = ["no_export"]
 
 SCENARIOS = pytest.mark.parametrize("scenario", [PERMUTED, SPLIT], ids=["permuted", "split"])
 TUNE = {"epochs": 2, "lr": 1e-3, "l1": 1e-4}
@@ -105,7 +103,9 @@ def test_a_search_with_fine_tuning_forgets_nothing_and_says_what_it_did(
     scenario: dict[str, Any], tmp_path: Path
 ) -> None:
     data = tuned(scenario)
-    search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))
+    config = resolve(parse_config(data))
+    search = Search(config, tmp_path, open_store(tmp_path))
+    write_config(tmp_path, config)
     searcher = SerialSearcher()
     tracker = SilentTracker()
     found = search.run(searcher, tracker, SilentProgress())
