@@ -177,7 +177,7 @@ def test_capacity_is_the_sum_over_layers() -> None:
         (
             {"validation_accuracy": 0.89},
             {"validation_accuracy": 0.9},
-            "ties in capacity and drift, lower accuracy (0.8900 against 0.9000)",
+            "ties in capacity and drift, lower accuracy (89.00 % against 90.00 %)",
             "highest accuracy before pruning",
         ),
     ],
