@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config
-from clsearch.errors import DamagedError, InputError, unknown
+from clsearch.errors import DamagedError, InputError
 from clsearch.exports.compacted import compaction
 from clsearch.exports.files import check_folder, check_target, made, replace_folder, save_export
 from clsearch.exports.formats.base import formats
@@ -17,7 +17,15 @@ from clsearch.exports.index import entry, files_of, write_index
 from clsearch.exports.provenance import provenance
 from clsearch.exports.standalone import model_of
 from clsearch.files import check_parent
-from clsearch.folder import command, open_chains, open_store, results_of, run_config, tasks_of
+from clsearch.folder import (
+    chain_of,
+    command,
+    open_chains,
+    open_store,
+    results_of,
+    run_config,
+    tasks_of,
+)
 from clsearch.methods.base import ChainState
 from clsearch.records import NOT_STATED, Chain, TaskRecord, TaskResult
 from clsearch.scenarios.base import Task
@@ -61,13 +69,7 @@ class _Run:
 
     def selected(self, method: str, task: int, seed: int | None) -> TaskResult:
         """Raises `InputError` for what the run has not."""
-        labels = [m.chain_name for m in self.config.methods]
-        if method not in labels:
-            raise unknown("method", method, labels)
-        seed = self.config.seeds[0] if seed is None else seed
-        if seed not in self.config.seeds:
-            raise unknown("seed", seed, map(str, self.config.seeds))
-        chain = Chain(method, seed)
+        chain = chain_of(self.config, method, seed)
         own = [r for r in self.results if r.selection.chain == chain]
         for result in own:
             if result.selection.task == task and result.commit:
