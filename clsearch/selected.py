@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config
-from clsearch.errors import DamagedError, InputError
+from clsearch.errors import DamagedError, InputError, unknown
 from clsearch.exports.compacted import compaction
 from clsearch.exports.files import check_folder, check_target, made, replace_folder, save_export
 from clsearch.exports.formats.base import formats
