@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from command import Driver, clsearch, environment, journal, write_config
 
 pytestmark = pytest.mark.slow
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -40,7 +42,7 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[str]]]:
     keeper = subprocess.Popen(
         [sys.executable, "-c", CLUSTER, str(port)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment(RAY_USAGE_STATS_ENABLED="0"),
+        env=environment(RAY_USAGE_STATS_ENABLED="0", **TOKEN),
     )  # fmt: skip
     assert keeper.stdin
     assert keeper.stdout
@@ -71,7 +73,8 @@ def test_a_node_that_dies_changes_nothing(
         resources={"pack": 1},
     )
     out = tmp_path / "remote"
-    driver = Driver(tmp_path / "said", "run", config, "--out", out, "--address", address)
+    driver = Driver(tmp_path / "said", "run", config, "--out", out, "--address", address,
+                    env=environment(**TOKEN))  # fmt: skip
     try:
         driver.until(lambda: journal(out))
         assert keeper.stdin
@@ -90,7 +93,21 @@ def test_a_node_that_dies_changes_nothing(
     assert (done.returncode, done.stderr) == (0, "")
     assert (out / "selections.json").read_bytes() == (local / "selections.json").read_bytes()
     began = time.monotonic()
-    again = clsearch("resume", out, "--address", address)
+    again = clsearch("resume", out, "--address", address, env=environment(**TOKEN))
     assert (again.returncode, again.stderr) == (0, "")
     assert "Nothing was trained" in again.stdout
     assert time.monotonic() - began < 120
+
+
+def test_a_cluster_is_joined_with_its_token_or_knowingly_without(
+    cluster: tuple[str, subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    address, _ = cluster
+    config = write_config(tmp_path / "c.yaml")
+    nowhere = environment(RAY_AUTH_TOKEN_PATH=str(tmp_path / "none"))
+    ended = clsearch("run", config, "--out", tmp_path / "a", "--address", address, env=nowhere)
+    assert ended.returncode == 2
+    assert "--address" in ended.stderr
+    assert "RAY_AUTH_TOKEN" in ended.stderr
+    assert TOKEN["RAY_AUTH_TOKEN"] not in ended.stderr
+    assert not (tmp_path / "a").exists()

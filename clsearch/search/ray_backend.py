@@ -14,13 +14,10 @@ import json
 import logging
 import os
 import shutil
-import signal
-import tempfile
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
@@ -31,6 +28,7 @@ from clsearch.files import cores
 from clsearch.protocols import Job, LayerScanJob
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import Task, TaskData
+from clsearch.search import local
 from clsearch.search.probe import probe
 from clsearch.store import Store
 
@@ -49,6 +47,9 @@ for _name, _value in {
 
 import ray  # noqa: E402 - the switches above are read at import
 from ray import tune  # noqa: E402
+from ray._private import ray_constants  # noqa: E402
+from ray._raylet import AuthenticationTokenLoader  # noqa: E402
+from ray._raylet import Config as RayConfig  # noqa: E402
 
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and in how many Tune runs it may.
@@ -56,37 +57,6 @@ RETRIES, ROUNDS = 1, 3
 Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
 is no fault of the pack, and it has another round.
 """
-
-FOLDER = "clsearch-ray-"
-"""What Ray's folders begin with; the number of the process that made them comes next."""
-
-
-def _sweep() -> None:
-    """Deletes the folders of runs that were killed."""
-    for folder in Path("/tmp").glob(f"{FOLDER}*-*"):
-        number = folder.name.removeprefix(FOLDER).partition("-")[0]
-        with contextlib.suppress(OSError, ValueError):
-            if folder.stat().st_uid == os.getuid():
-                try:
-                    os.kill(int(number), 0)
-                except ProcessLookupError:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keeps the handlers of this process: Ray installs one that aborts it on SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
 
 
 def _quiet() -> None:
@@ -107,7 +77,7 @@ class RaySearcher:
         self._refs: dict[str, Any] = {}
         _quiet()
         try:
-            with _own_signals():
+            with local.own_signals():
                 if address is None:
                     self._start_local(resources)
                 else:
@@ -135,19 +105,20 @@ class RaySearcher:
 
     def _start_local(self, resources: ResourcesConfig) -> None:
         # A folder of its own: Ray's default one belongs to whoever came first on this machine, and
-        # is never emptied. In /tmp, because the path of a socket may have 107 characters.
-        _sweep()
-        self._folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp")
+        # is never emptied.
+        local.sweep()
+        self._folder = local.new_folder()
         try:
-            ray.init(
-                address="local",
-                num_cpus=resources.workers or cores(),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                configure_logging=True,
-                _temp_dir=self._folder,
-            )
+            with _authenticated(local.new_token(self._folder)), _on_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=resources.workers or cores(),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    configure_logging=True,
+                    _temp_dir=self._folder,
+                )
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             said = " ".join(str(error).split())
             raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
@@ -180,7 +151,7 @@ class RaySearcher:
         relay: _Relay,
     ) -> None:
         """One Tune run. Raises `ClsearchError` where it cannot go on."""
-        folder = tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp")
+        folder = local.new_folder()
         trainable = tune.with_parameters(
             _train,
             config=config,
@@ -244,19 +215,50 @@ def _gpu_memory() -> int:
     return int(torch.cuda.mem_get_info()[1])
 
 
+@contextlib.contextmanager
+def _authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Ray's processes that start meanwhile, and this one from now on, use this token.
+
+    Ray remembers mode and token of the cluster that the process had before.
+    """
+    with local.environment(variables):
+        RayConfig.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+        yield
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts meanwhile listens on loopback alone, as it does by itself on macOS."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
 def _join(address: str) -> None:
-    """Connects to a running cluster. Raises `InputError` where none answers, within seconds."""
+    """Connects to a running cluster. Raises `InputError` where none answers, within seconds, and
+    for a cluster without a token, unless the user said that it may be one."""
     allowed = "auto, or HOST:PORT of a running Ray cluster"
     try:
         if address != "auto":
             probe(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+        with _authenticated(local.cluster_token(address)):
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            mode = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=60)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
-        step = f"The reason: {said}"
-        if os.environ.get("RAY_AUTH_MODE") != "token":
-            step += ". If the cluster wants a token: RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=…"
-        raise InputError("address", address, allowed, step) from error
+        raise InputError("address", address, allowed, f"The reason: {said}") from error
+    if mode != "token" and not local.open_cluster():
+        allowed, step = "a cluster that asks for a token", "It was started without. "
+        raise InputError("address", address, allowed, step + local.UNPROTECTED)
+
+
+def _mode() -> str:
+    """How Ray's processes on a node know each other: `token` or `disabled`."""
+    return os.environ.get(local.MODE, "disabled").lower()
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]

@@ -1,0 +1,113 @@
+"""What Ray needs of the machine it is started on: folders, signals, and a token."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from clsearch.errors import InputError
+
+FOLDER = "clsearch-ray-"
+"""What Ray's folders begin with; the number of the process that made them comes next."""
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+"""Ray's own variables: `token` or `disabled`, the token, and the file that holds it."""
+
+UNPROTECTED = f"{MODE}=disabled joins a cluster without one, open to all who reach its ports."
+
+
+def new_folder() -> str:
+    """A folder for this process alone. In /tmp: the path of a socket may have 107 characters."""
+    return tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-", dir="/tmp")
+
+
+def sweep() -> None:
+    """Deletes the folders of runs that were killed."""
+    for folder in Path("/tmp").glob(f"{FOLDER}*-*"):
+        number = folder.name.removeprefix(FOLDER).partition("-")[0]
+        with contextlib.suppress(OSError, ValueError):
+            if folder.stat().st_uid == os.getuid():
+                try:
+                    os.kill(int(number), 0)
+                except ProcessLookupError:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Keeps the handlers of this process: Ray installs one that aborts it on SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Sets variables, None deletes one, and puts back what was there."""
+    before = {name: os.environ.get(name) for name in values}
+
+    def put(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    put(values)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def new_token(folder: str) -> dict[str, str | None]:
+    """A token of 256 random bits in a file of mode 0600; the variables by which Ray finds it."""
+    path = Path(folder, "auth_token")
+    with open(path, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+        stream.write(secrets.token_hex(32))
+    return {MODE: "token", TOKEN: None, TOKEN_PATH: str(path)}
+
+
+def cluster_token(address: str) -> dict[str, str | None]:
+    """The variables for a cluster whose token is found where Ray looks for it: in RAY_AUTH_TOKEN,
+    in the file of RAY_AUTH_TOKEN_PATH, in ~/.ray/auth_token. That file is made 0600 if it is ours.
+
+    `RAY_AUTH_MODE=disabled` asks for none. Raises `InputError` where there is none.
+    """
+    if open_cluster():
+        return {MODE: "disabled"}
+    if not os.environ.get(TOKEN, "").strip():
+        path = Path(os.environ.get(TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+        try:
+            if not path.read_text().strip():
+                raise ValueError("it is empty")
+            found = path.stat()
+            if found.st_uid == os.getuid() and stat.S_IMODE(found.st_mode) & 0o077:
+                path.chmod(0o600)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            step = f"{path}: {reason}. Put the token there, or into {TOKEN}. {UNPROTECTED}"
+            allowed = "a cluster whose token is known here"
+            raise InputError("address", address, allowed, step) from error
+    return {MODE: "token"}
+
+
+def open_cluster() -> bool:
+    """Whether the user said that the cluster may be one without a token."""
+    return os.environ.get(MODE, "").lower() == "disabled"

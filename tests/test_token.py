@@ -1,0 +1,115 @@
+"""Ray's token: made for every local run, asked for by every cluster; nothing listens outside."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+import pytest
+from command import environment
+
+from clsearch.errors import InputError
+from clsearch.search import local
+
+
+def test_a_new_token_is_for_its_owner_alone(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    first, second = local.new_token(str(tmp_path)), local.new_token(str(tmp_path / "other"))
+    files = [Path(str(made[local.TOKEN_PATH])) for made in (first, second)]
+    assert [stat.S_IMODE(file.stat().st_mode) for file in files] == [0o600, 0o600]
+    tokens = {file.read_text() for file in files}
+    assert len(tokens) == 2
+    assert all(len(bytes.fromhex(token)) == 32 for token in tokens)
+
+
+def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(local.TOKEN, "mine")
+    monkeypatch.delenv(local.MODE, raising=False)
+    with pytest.raises(ZeroDivisionError), local.environment({local.MODE: "x", local.TOKEN: None}):
+        assert os.environ[local.MODE] == "x"
+        assert local.TOKEN not in os.environ
+        raise ZeroDivisionError
+    assert local.MODE not in os.environ
+    assert os.environ[local.TOKEN] == "mine"
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user without a token."""
+    for name in (local.MODE, local.TOKEN, local.TOKEN_PATH):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ray").mkdir()
+    return tmp_path
+
+
+def test_a_token_file_that_others_may_read_is_closed(home: Path) -> None:
+    file = home / ".ray" / "auth_token"
+    file.write_text("ab" * 32)
+    file.chmod(0o644)
+    assert local.cluster_token("auto") == {local.MODE: "token"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("content", [None, " \n"])
+def test_a_cluster_without_a_known_token_is_refused(home: Path, content: str | None) -> None:
+    if content is not None:
+        (home / ".ray" / "auth_token").write_text(content)
+    with pytest.raises(InputError, match=r"RAY_AUTH_TOKEN.*RAY_AUTH_MODE=disabled"):
+        local.cluster_token("192.0.2.1:6379")
+
+
+def test_who_says_so_joins_without(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(local.MODE, "disabled")
+    assert local.cluster_token("192.0.2.1:6379") == {local.MODE: "disabled"}
+
+
+STRANGER = """
+import sys
+from ray._raylet import GcsClient
+try:
+    GcsClient(address=sys.argv[1])
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.slow
+def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> None:
+    """One after another in one process: each has a token of its own."""
+    import ray
+
+    from clsearch.config import ResourcesConfig
+    from clsearch.search.ray_backend import RaySearcher
+
+    for _ in range(2):
+        searcher = RaySearcher(ResourcesConfig(workers=1, device="cpu"))
+        try:
+            assert searcher.try_out().startswith("a task ran")
+            me = psutil.Process()
+            listening = [
+                connection.laddr.ip
+                for process in [me, *me.children(recursive=True)]
+                for connection in process.net_connections("inet")
+                if connection.status == psutil.CONN_LISTEN
+            ]
+            assert len(listening) >= 5, "Ray's own processes are not seen"
+            assert [ip for ip in listening if not _loopback(ip)] == []
+            stranger = subprocess.run(
+                [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address],
+                env=environment(RAY_AUTH_MODE="disabled"), capture_output=True, text=True,
+                check=True,
+            )  # fmt: skip
+            assert stranger.stdout == "AuthenticationError\n"
+        finally:
+            searcher.close()
+
+
+def _loopback(ip: str) -> bool:
+    address = ip_address(ip)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
