@@ -26,12 +26,19 @@ def check_archive(path: Path, content: bytes) -> None:
     would unpickle."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            parts = archive.infolist()
+            for name in (part.filename for part in parts):
+                folder = name.split("/", 1)[-1]
+                known = folder != name and folder.startswith(KNOWN_PARTS)
+                if not known or ".." in name.split("/"):
+                    raise DamagedError(f"{path} holds {name!r}, which no model of clsearch does")
+            # torch compresses nothing: what unfolds to more than the file has is none of its own
+            if sum(part.file_size for part in parts) > len(content):
+                raise DamagedError(f"{path} unfolds to more than it has, as no model does")
             if archive.testzip() is not None:
                 raise DamagedError(f"{path} is damaged: a part of it has the wrong checksum")
             for name in archive.namelist():
                 folder = name.split("/", 1)[-1]
-                if folder == name or not folder.startswith(KNOWN_PARTS):
-                    raise DamagedError(f"{path} holds {name!r}, which no model of clsearch does")
                 if folder.startswith("data/sample_inputs/"):
                     torch.load(io.BytesIO(archive.read(name)), weights_only=True)
                 elif folder.startswith(("data/weights/", "data/constants/")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -248,7 +249,7 @@ class Config(Strict):
         return self.selection.margin if method.margin is None else method.margin
 
 
-MAX_BYTES, MAX_NODES = 1_000_000, 100_000
+MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 32
 
 
 def load_config(source: Path | str | Mapping[str, Any]) -> Config:
@@ -279,27 +280,33 @@ def load_config(source: Path | str | Mapping[str, Any]) -> Config:
 
 
 def _check_nodes(root: yaml.Node | None, path: str) -> None:
-    """Refuses a key that stands twice, and aliases that would unfold to more than `MAX_NODES`."""
-    sizes: dict[int, float] = {}
+    """Refuses a key that stands twice, and nodes that with their aliases unfolded would be more
+    than `MAX_NODES` or deeper than `MAX_DEPTH`."""
+    sizes: dict[int, tuple[float, float]] = {}
 
-    def size(node: yaml.Node | None) -> float:
+    def size(node: yaml.Node | None) -> tuple[float, float]:
+        """How many nodes, and how deep."""
         if id(node) not in sizes:
-            sizes[id(node)] = math.inf  # what an alias to a node around it unfolds to
+            sizes[id(node)] = math.inf, math.inf  # what an alias to a node around it unfolds to
             children: list[yaml.Node] = []
             if isinstance(node, yaml.SequenceNode):
                 children = node.value
             elif isinstance(node, yaml.MappingNode):
                 children = [part for pair in node.value for part in pair]
-                keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-                for key in {k for k in keys if keys.count(k) > 1}:
+                keys = Counter(k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode))
+                for key in (key for key, count in keys.items() if count > 1):
                     line = node.start_mark.line + 1
                     step = f"It stands twice in the mapping that begins in line {line} of {path}."
                     raise InputError("config", key, "each key once", step)
-            sizes[id(node)] = 1 + sum(map(size, children))
+            below = [size(child) for child in children]
+            nodes = 1 + sum(count for count, _ in below)
+            sizes[id(node)] = nodes, 1 + max((depth for _, depth in below), default=0)
         return sizes[id(node)]
 
-    if size(root) > MAX_NODES:
-        raise InputError("config", path, f"YAML of at most {MAX_NODES} values, aliases unfolded")
+    nodes, depth = size(root)
+    if nodes > MAX_NODES or depth > MAX_DEPTH:
+        allowed = f"YAML of at most {MAX_NODES} values, nested at most {MAX_DEPTH} deep"
+        raise InputError("config", path, f"{allowed}, aliases unfolded")
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

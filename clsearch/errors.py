@@ -5,14 +5,19 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable
 
+from clsearch.redaction import redacted
+
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother = 400, 200
 
 
 class ClsearchError(Exception):
-    """The run failed for a reason that has a name. Exit code 1."""
+    """The run failed for a reason that has a name. Exit code 1. Its message holds no secrets."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return redacted(super().__str__())
 
 
 class InputError(ClsearchError):
@@ -26,7 +31,8 @@ class InputError(ClsearchError):
 
     def __init__(self, field: str, value: object, allowed: str, step: str = "") -> None:
         self.field, self.value, self.allowed, self.step = field, value, allowed, step
-        message = f"{field}: {_SHORT.repr(value)} is not allowed. Allowed: {allowed}."
+        shown = redacted(value) if isinstance(value, str) else value  # before it is cut
+        message = f"{field}: {_SHORT.repr(shown)} is not allowed. Allowed: {allowed}."
         super().__init__(f"{message} {step}".rstrip())
 
     def under(self, section: str) -> InputError:

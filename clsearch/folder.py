@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -19,8 +18,8 @@ from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError, unknown
 from clsearch.files import ABOUT, atomic_write, owned, program_path
 from clsearch.identity import identity
-from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord
-from clsearch.store import Store, read_record
+from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
+from clsearch.store import Store, parse, read_record
 
 
 def open_store(out: Path) -> Store:
@@ -104,18 +103,19 @@ def results_of(out: Path) -> list[TaskResult]:
     """
     chains = _chains(run_config(out))
     try:
-        selections = json.loads((out / "selections.json").read_bytes())
-        matrix = json.loads((out / "accuracy_matrix.json").read_bytes())
+        selections = parse((out / "selections.json").read_bytes())
+        matrix = parse((out / "accuracy_matrix.json").read_bytes())
         found = []
         for data in selections:
             if Chain(data["method"], data["seed"]) not in chains:
                 continue
             rows = matrix[data["method"]][str(data["seed"])]
-            found.append(TaskResult.from_json(data, tuple(rows[data["task"] - 1])))
+            result = TaskResult.from_json(data, tuple(rows[data["task"] - 1]))
+            found.append(checked(result))
         return found
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise DamagedError(
             f"selections.json or accuracy_matrix.json in {out} cannot be read ({error!r}). "
             f"`clsearch resume {out}` writes them again."

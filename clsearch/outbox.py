@@ -27,6 +27,7 @@ from typing import Any
 from clsearch.errors import DamagedError, StoreError
 from clsearch.files import atomic_write
 from clsearch.records import digest
+from clsearch.redaction import redacted
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts: doubled after each failure, up to the longest."""
@@ -38,19 +39,23 @@ LAST_TRIES = 3
 """Failures after which a closing courier gives up although time is left."""
 
 
+NUMBERED = re.compile(r"\d{8,}-")
+"""How the names of entries begin."""
+
 FINISH = "finish"
 """The kind of entry that counts as sent before only if nothing else was sent since."""
 
 
 def jsonable(value: Any) -> Any:
-    """A JSON value: tuples as lists, numbers that are not finite as None, the rest as text."""
+    """A JSON value: tuples as lists, numbers that are not finite as None, the rest as text, which
+    holds no secrets."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [jsonable(part) for part in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    return value if isinstance(value, int | str | None) else str(value)
+    return value if isinstance(value, int | None) else redacted(str(value))
 
 
 def sha256(file: Path) -> str:
@@ -62,9 +67,8 @@ def sha256(file: Path) -> str:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, without the password of an address in it."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return re.sub(r"://[^/@\s]+@", "://…@", text)
+    """An error in one line, without secrets."""
+    return redacted(" ".join(f"{type(error).__name__}: {error}".split()))
 
 
 Files = Callable[[Path], Mapping[str, Path]]
@@ -92,7 +96,7 @@ class Entry:
         """The entry's content. Raises `DamagedError` if it is not what was written."""
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedError(f"{self.file} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise DamagedError(f"{self.file} does not hold an entry.")
@@ -105,7 +109,8 @@ class Outbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        found = [Entry(f) for f in folder.glob("*-*.json")] if folder.is_dir() else []
+        files = folder.glob("*-*.json") if folder.is_dir() else []
+        found = [Entry(file) for file in files if NUMBERED.match(file.name)]
         self._waiting = deque(sorted(found, key=lambda entry: entry.number))
         self._next = self._waiting[-1].number + 1 if self._waiting else 1
         self._sweep()

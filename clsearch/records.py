@@ -7,7 +7,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 SCHEMA = 2
 """Version of the code's arithmetic: part of every trial key. Raise it when results change."""
@@ -23,6 +28,19 @@ def digest(value: Any) -> str:
     """SHA-256 (32 hex digits) of a JSON-able value, independent of the order of its keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _types(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def checked(value: T) -> T:
+    """The dataclass as it is; raises `ValueError` for fields of other types than they declare."""
+    # As JSON, in which the strict reader takes mappings for dataclasses and lists for tuples.
+    data: Any = value
+    _types(type(value)).validate_json(json.dumps(dataclasses.asdict(data)), strict=True)
+    return value
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
+import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +25,29 @@ from torch import Tensor
 
 from clsearch.errors import DamagedError, StoreError
 from clsearch.methods.base import ChainState
-from clsearch.records import LayerPruning, TrialRecord
+from clsearch.records import LayerPruning, TrialRecord, checked
 
 MANIFEST = "manifest.json"
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def plain(name: str) -> str:
+    """The name of a file in a bundle, or a key; raises `ValueError` for one that leads elsewhere:
+    a path, `..`, a hidden file."""
+    if not PLAIN.fullmatch(name):
+        raise ValueError(repr(name))
+    return name
+
+
+def parse(content: bytes) -> Any:
+    """JSON; raises `ValueError` for anything else, however deep."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error
 
 
 class Store:
@@ -47,7 +69,7 @@ class Store:
 
         Raises `StoreError` when it cannot be written (disk full, no permission).
         """
-        target = f"{self.base}/{kind}/{key}"
+        target = self._place(kind, key)
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         manifest = json.dumps({"files": sums}, indent=1, sort_keys=True).encode()
         place = f"{self.base}/{kind}/.new-{uuid.uuid4().hex}" if self.local else target
@@ -89,12 +111,12 @@ class Store:
         Raises `DamagedError` when a file is missing, cut or changed; `StoreError` when the store
         cannot be read: what may be whole must not be taken for damaged, and be made again.
         """
-        target = f"{self.base}/{kind}/{key}"
+        target = self._place(kind, key)
         try:
             if not self._is_there(f"{target}/{MANIFEST}"):
                 return None
-            sums = dict(json.loads(self._bytes(f"{target}/{MANIFEST}"))["files"])
-            files = {name: self._bytes(f"{target}/{name}") for name in sums}
+            sums = dict(parse(self._bytes(f"{target}/{MANIFEST}"))["files"])
+            files = {name: self._bytes(f"{target}/{plain(name)}") for name in sums}
         except (*MISSING, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{target} is damaged: {error}") from error
         except OSError as error:
@@ -104,7 +126,16 @@ class Store:
                 raise DamagedError(f"{target}/{name} does not match the SHA-256 in its manifest")
         return files
 
+    def _place(self, kind: str, key: str) -> str:
+        try:
+            return f"{self.base}/{kind}/{plain(key)}"
+        except ValueError as error:
+            raise DamagedError(f"{error} is no key of {kind} in {self.root}") from error
+
     def _bytes(self, path: str) -> bytes:
+        """A file's content; raises `ValueError` for a link, a device or a pipe."""
+        if self.local and not stat.S_ISREG(os.lstat(path).st_mode):
+            raise ValueError(f"{path} is no ordinary file")
         with self.fs.open_input_stream(path) as stream:
             data: bytes = stream.readall()
             return data
@@ -112,7 +143,7 @@ class Store:
     def remove(self, kind: str, key: str) -> None:
         """Deletes a bundle, if it is there."""
         try:
-            self._discard(f"{self.base}/{kind}/{key}")
+            self._discard(self._place(kind, key))
         except OSError as error:
             raise StoreError(f"cannot delete {kind}/{key} in {self.root}: {error}") from error
 
@@ -154,7 +185,7 @@ def load_parts(data: bytes, prefixes: Sequence[str]) -> dict[str, dict[str, Tens
             prefix, _, rest = name.partition("/")
             # Its own memory, aligned: matrix products round by where their operands lie.
             parts[prefix][rest] = value.clone()
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise DamagedError(f"stored parameters cannot be read: {error}") from error
     return parts
 
@@ -196,7 +227,7 @@ def read_record(store: Store, key: str) -> TrialRecord | None:
     if files is None:
         return None
     try:
-        return TrialRecord.from_json(json.loads(files["record.json"]))
+        return checked(TrialRecord.from_json(parse(files["record.json"])))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the record of trial {key} cannot be read: {error}") from error
 
@@ -238,7 +269,7 @@ def read_pruning(store: Store, key: str) -> LayerPruning | None:
     if files is None:
         return None
     try:
-        return LayerPruning.from_json(json.loads(files["pruning.json"]))
+        return checked(LayerPruning.from_json(parse(files["pruning.json"])))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the pruning {key} cannot be read: {error}") from error
 
@@ -258,8 +289,8 @@ def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, Any]] | N
     if files is None:
         return None
     try:
-        return load_state(files["state.safetensors"]), json.loads(files["meta.json"])
-    except (ValueError, KeyError) as error:
+        return load_state(files["state.safetensors"]), dict(parse(files["meta.json"]))
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the commit {key} cannot be read: {error}") from error
 
 
@@ -274,7 +305,7 @@ def read_measured(store: Store, key: str) -> dict[str, float] | None:
     if files is None:
         return None
     try:
-        return {str(task): float(value) for task, value in json.loads(files["test.json"]).items()}
+        return {str(task): float(value) for task, value in parse(files["test.json"]).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"the measurement {key} cannot be read: {error}") from error
 

@@ -18,6 +18,7 @@ from clsearch.protocols import FineTuneJob, Job
 from clsearch.pruning.activity import mean_activity
 from clsearch.pruning.scan import threshold_scan
 from clsearch.records import TrialRecord
+from clsearch.redaction import redacted
 from clsearch.rng import generator
 from clsearch.scenarios.base import TaskData
 from clsearch.store import Store, TrainedModel, read_record, write_record
@@ -173,7 +174,7 @@ def _blank(job: Job, member: int) -> TrialRecord:
 def _failed(job: Job, error: Exception, store: Store) -> TrialRecord:
     """The record of the only member of a job, which raised."""
     lost = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    reason = f"{type(error).__name__}: {error}"
+    reason = redacted(f"{type(error).__name__}: {error}")
     record = replace(_blank(job, 0), reason=reason, started=time.time(), lost=lost)
     write_record(store, record, None)
     return record

@@ -16,7 +16,7 @@ SOURCES = {
 }
 
 ROOMS = [
-    *("errors", "rng", "records", "space", "options", "plugins", "files", "products"),
+    *("redaction", "errors", "rng", "records", "space", "options", "plugins", "files", "products"),
     *("messages", "axes", "config"),
     *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),

@@ -46,10 +46,9 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402 - the switches above are read at import
+from ray import _raylet as raylet  # noqa: E402
 from ray import tune  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
-from ray._raylet import AuthenticationTokenLoader  # noqa: E402
-from ray._raylet import Config as RayConfig  # noqa: E402
 
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and in how many Tune runs it may.
@@ -222,8 +221,8 @@ def _authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
     Ray remembers mode and token of the cluster that the process had before.
     """
     with local.environment(variables):
-        RayConfig.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        raylet.Config.initialize("")  # type: ignore[attr-defined]
+        raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
         yield
 
 
