@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,6 +10,7 @@ from pickle import UnpicklingError
 import torch
 
 from clsearch.errors import DamagedError
+from clsearch.files import parse
 
 KNOWN_PARTS = (
     "archive_format", "archive_version", "byteorder", ".data/", ".format_version", "version",
@@ -28,8 +28,8 @@ def check_archive(path: Path, content: bytes) -> None:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             parts = archive.infolist()
             for name in (part.filename for part in parts):
-                folder = name.split("/", 1)[-1]
-                known = folder != name and folder.startswith(KNOWN_PARTS)
+                root, _, folder = name.partition("/")
+                known = root and folder.startswith(KNOWN_PARTS)
                 if not known or ".." in name.split("/"):
                     raise DamagedError(f"{path} holds {name!r}, which no model of clsearch does")
             # torch compresses nothing: what unfolds to more than the file has is none of its own
@@ -53,7 +53,7 @@ def _check_payloads(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     file = name.rsplit("/", 1)[-1]
     plain = file.startswith(("weight_", "tensor_"))
     if file.endswith("_config.json"):
-        config = json.loads(archive.read(name))["config"]
+        config = parse(archive.read(name))["config"]
         plain = not any(entry["use_pickle"] for entry in config.values())
     if not plain:
         raise DamagedError(f"{path} holds pickled objects, which clsearch does not read")

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import sys
@@ -50,6 +51,14 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def sha256_of(content: bytes) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def parse(content: bytes | str) -> Any:
+    """JSON; raises `ValueError` for anything else, however deep."""
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deep") from error
 
 
 def program_path(name: str) -> str:

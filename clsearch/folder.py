@@ -16,10 +16,10 @@ import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError, unknown
-from clsearch.files import ABOUT, atomic_write, owned, program_path
+from clsearch.files import ABOUT, atomic_write, owned, parse, program_path
 from clsearch.identity import identity
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
-from clsearch.store import Store, parse, read_record
+from clsearch.store import Store, read_record
 
 
 def open_store(out: Path) -> Store:
@@ -136,18 +136,22 @@ def _chains(config: Config) -> list[Chain]:
     return [Chain(m.chain_name, seed) for m in config.methods for seed in config.seeds]
 
 
+def _task(data: Any) -> TaskRecord:
+    return checked(TaskRecord.from_json(data))
+
+
 def about(out: Path) -> dict[str, Any]:
     """What a search wrote of its machine and versions in `search.json`, and its tasks as
     `TaskRecord`s under `tasks`; empty where it ended before that. Raises `DamagedError`."""
     path = out / ABOUT
     try:
-        said = json.loads(path.read_bytes())
+        said = parse(path.read_bytes())
         if not isinstance(said["machine"], dict):
             raise ValueError("its fields are not those that a search writes")
-        return {**said, "tasks": tuple(map(TaskRecord.from_json, said["tasks"]))}
+        return {**said, "tasks": tuple(map(_task, said["tasks"]))}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         again = f"`{command('resume', out)}` writes it again."
         raise DamagedError(f"{path} cannot be read ({error!r}). {again}") from error
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError
-from clsearch.files import atomic_write
+from clsearch.files import atomic_write, parse
 from clsearch.records import digest
 from clsearch.redaction import redacted
 
@@ -95,8 +95,8 @@ class Entry:
     def read(self) -> dict[str, Any]:
         """The entry's content. Raises `DamagedError` if it is not what was written."""
         try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            content = parse(self.file.read_bytes())
+        except ValueError as error:
             raise DamagedError(f"{self.file} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise DamagedError(f"{self.file} does not hold an entry.")

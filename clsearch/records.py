@@ -39,7 +39,8 @@ def checked(value: T) -> T:
     """The dataclass as it is; raises `ValueError` for fields of other types than they declare."""
     # As JSON, in which the strict reader takes mappings for dataclasses and lists for tuples.
     data: Any = value
-    _types(type(data)).validate_json(json.dumps(dataclasses.asdict(data)), strict=True)
+    kind: Any = type(value)
+    _types(kind).validate_json(json.dumps(dataclasses.asdict(data)), strict=True)
     return value
 
 

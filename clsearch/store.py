@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from clsearch.errors import DamagedError, StoreError
+from clsearch.files import parse
 from clsearch.methods.base import ChainState
 from clsearch.records import LayerPruning, TrialRecord, checked
 
@@ -40,14 +41,6 @@ def plain(name: str) -> str:
     if not PLAIN.fullmatch(name):
         raise ValueError(repr(name))
     return name
-
-
-def parse(content: bytes) -> Any:
-    """JSON; raises `ValueError` for anything else, however deep."""
-    try:
-        return json.loads(content)
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deep") from error
 
 
 class Store:

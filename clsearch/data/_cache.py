@@ -26,7 +26,7 @@ from torch import Tensor
 
 from clsearch.data._stored import GIB, ImageFile
 from clsearch.errors import ClsearchError, InputError
-from clsearch.files import atomic_write, cores
+from clsearch.files import atomic_write, cores, parse
 
 BATCH, WORKERS = 64, 8
 """Images that a worker decodes at a time; workers at most: each has torch in its memory."""
@@ -80,7 +80,7 @@ def decoded_file(
 def _known(image: ImageFile, manifest: Path) -> dict[int, str] | None:
     """What is damaged of the images in a file that is there and whole; None where it is not."""
     try:
-        content = json.loads(manifest.read_bytes())
+        content = parse(manifest.read_bytes())
         if image.path.stat().st_size != image.count * math.prod(image.shape):
             return None
         if _sha256(image.path) != content["sha256"]:

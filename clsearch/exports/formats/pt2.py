@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clsearch.archive import check_archive
-from clsearch.errors import InputError
+from clsearch.errors import DamagedError, InputError
 from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, embedded
 from clsearch.exports.standalone import StandaloneModel, example_of
 
@@ -36,8 +36,12 @@ class Program(Format):
         content = path.read_bytes()
         check_archive(path, content)
         extra = {EMBEDDED: ""}
-        program = torch.export.load(io.BytesIO(content), extra_files=extra)
-        return program.module(), embedded(extra[EMBEDDED])
+        try:
+            program = torch.export.load(io.BytesIO(content), extra_files=extra)
+            loaded = program.module()
+        except Exception as error:  # noqa: BLE001 - torch raises what its parts do
+            raise DamagedError(f"{path} is no program of torch's: {error}") from error
+        return loaded, embedded(extra[EMBEDDED])
 
 
 def export_program(model: StandaloneModel, example: Tensor) -> torch.export.ExportedProgram:

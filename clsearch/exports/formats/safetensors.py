@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 from clsearch.errors import DamagedError, InputError
 from clsearch.exports.formats.base import Format, Loaded, description_of
 from clsearch.exports.standalone import StandaloneModel, rebuild
+from clsearch.files import parse
 
 
 class Tensors(Format):
@@ -32,7 +32,7 @@ class Tensors(Format):
 
         content, about = path.read_bytes(), description_of(path)
         try:
-            described: dict[str, Any] = json.loads(about.read_bytes())
+            described: dict[str, Any] = parse(about.read_bytes())
             if described["file"] != path.name:
                 raise InputError("model", str(path), f"{described['file']}, of which {about} tells")
             return rebuild(described, load(content)), described

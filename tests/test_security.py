@@ -1,0 +1,173 @@
+"""What comes from elsewhere stays where it belongs, and secrets stay unsaid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import refused, write_config
+from test_store import record, trained
+
+from clsearch.archive import check_archive
+from clsearch.config import MAX_DEPTH, load_config
+from clsearch.errors import ClsearchError, DamagedError, InputError
+from clsearch.outbox import describe, jsonable
+from clsearch.redaction import holds_secret, redacted
+from clsearch.store import MANIFEST, Store, read_record, write_record
+
+KEY = "k" * 32
+PATHS = ["../../secret", "/etc/passwd", "..", ".", "", ".hidden", "a/b", "a\\b"]
+ESCAPES = [*PATHS, "a\0", "CON:", "é"]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_a_manifest_names_files_of_its_bundle_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_bytes(b"x")
+    store = Store(str(tmp_path / "store"))
+    store.write("trials", KEY, {"record.json": b"{}"})
+    sums = {name: hashlib.sha256(b"x").hexdigest()}
+    (tmp_path / "store" / "trials" / KEY / MANIFEST).write_text(json.dumps({"files": sums}))
+    with pytest.raises(DamagedError):
+        store.read("trials", KEY)
+
+
+@pytest.mark.parametrize("key", ESCAPES)
+def test_a_key_leads_nowhere_else(tmp_path: Path, key: str) -> None:
+    outside = tmp_path / "secret"
+    outside.mkdir()
+    store = Store(str(tmp_path / "store"))
+    for act in (store.read, store.remove):
+        with pytest.raises(DamagedError):
+            act("trials", key)
+    with pytest.raises(DamagedError):
+        store.write("trials", key, {"a": b""})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["secret"]
+
+
+@pytest.mark.parametrize("kind", ["link", "link to a device", "pipe", "folder"])
+def test_a_bundle_holds_ordinary_files_alone(tmp_path: Path, kind: str) -> None:
+    store = Store(str(tmp_path / "store"))
+    write_record(store, record(), trained())
+    file = tmp_path / "store" / "trials" / KEY / "record.json"
+    copy = shutil.copy(file, tmp_path / "elsewhere")
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(copy if kind == "link" else "/dev/zero")
+    with pytest.raises(DamagedError):
+        read_record(store, KEY)
+
+
+def test_a_record_with_values_of_other_types_is_damage(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    whole = record().to_json()
+    for field, value in {"units": "ab", "task": "1", "lost": 1, "hyperparameters": [1]}.items():
+        store.write("trials", field, {"record.json": json.dumps(whole | {field: value}).encode()})
+        with pytest.raises(DamagedError):
+            read_record(store, field)
+
+
+def test_yaml_is_bounded_in_depth(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    deep = "[" * MAX_DEPTH + "]" * MAX_DEPTH
+    chain = "\n".join(f"k{i}: &a{i} [*a{i - 1}]" for i in range(1, 40))
+    for text in (f"a: {deep}", f"k0: &a0 [0]\n{chain}", "a: " + "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(InputError, match="nested"):
+            load_config(file)
+
+
+@pytest.mark.parametrize("name", ["m/models/../../../x", "../data/weights/weight_0", "/models/x"])
+def test_an_archive_with_a_way_out_is_refused(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "m.pt2"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(DamagedError, match="holds"):
+        check_archive(file, file.read_bytes())
+
+
+def test_an_archive_that_unfolds_is_refused_before_it_does(tmp_path: Path) -> None:
+    file = tmp_path / "m.pt2"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m/models/model.json", b"\0" * 50_000_000)
+    assert file.stat().st_size < 100_000
+    with pytest.raises(DamagedError, match="unfolds"):
+        check_archive(file, file.read_bytes())
+
+
+SECRET = "hunter2-hunter2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://me:{SECRET}@host/path",
+        f"postgresql+psycopg2://{SECRET}@host/db refused",
+        f"s3://AKIA:{SECRET}/x@bucket",
+        f"http://host/?a=1&token={SECRET}&b=2",
+        f"{{'password': '{SECRET}', 'user': 'me'}}",
+        f'{{"aws_secret_access_key": "{SECRET}"}}',
+        f"MLFLOW_TRACKING_TOKEN={SECRET}",
+        f"Authorization: Bearer {SECRET}",
+    ],
+)
+def test_secrets_are_taken_out(text: str) -> None:
+    assert SECRET not in redacted(text)
+    assert "…" in redacted(text)
+    assert SECRET not in str(ClsearchError(text))
+    assert SECRET not in str(InputError("field", text, "no secrets"))
+    assert SECRET not in describe(ValueError(text))
+    assert SECRET not in json.dumps(jsonable({"a": [text]}))
+
+
+def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert redacted(f"the server said {SECRET} is wrong") == "the server said … is wrong"
+    monkeypatch.setenv("MY_TOKEN", "true")  # too short to be looked for in words
+    assert redacted("true words stay") == "true words stay"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "methods[0].grid.lr: -1 is not allowed. Allowed: a number above 0.",
+        "http://127.0.0.1:5000/path", "sqlite:////tmp/a@b.db", "disk full: /data/x: 3 tokens of 5",
+    ],
+)  # fmt: skip
+def test_other_words_stay(text: str) -> None:
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    ("address", "holds"),
+    [
+        ("http://me:pw@host", True), ("http://me@host", True), ("http://host?token=x", True),
+        ("s3://a:b/c@bucket", True), ("http://host:5000/a", False), ("sqlite:////a@b.db", False),
+    ],
+)  # fmt: skip
+def test_addresses_with_secrets_are_known(address: str, holds: bool) -> None:
+    assert holds_secret(address) is holds
+
+
+def test_a_secret_in_a_config_is_not_repeated(call: Any, tmp_path: Path) -> None:
+    for n, tracking in enumerate(
+        [
+            {"uri": f"http://me:{SECRET}@127.0.0.1:1"},
+            {"uri": f"postgresql://h/db?password={SECRET}"},
+            {"uri": {"password": SECRET}},
+        ]
+    ):
+        config = write_config(tmp_path / f"{n}.yaml", tracking=tracking)
+        ended = call("run", config, "--out", tmp_path / "out")
+        refused(ended, "tracking.uri")
+        assert SECRET not in ended.err
+        assert not (tmp_path / "out").exists()
