@@ -47,6 +47,10 @@ def run(
     tracking_uri: TrackingUri = None,
     workers: Workers = None,
     data: Data = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Journal and checkpoints: s3://…, gs://… or file://…. Default: OUT."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print tasks, trials, packs, memory and time; train nothing.")
     ] = False,
@@ -62,7 +66,7 @@ def run(
     loaded, console = api.load_config(config), Console()
     if dry_run:
         target = out or Path("runs") / loaded.name
-        plan_search(loaded, target, Options(address, tracking_uri, workers, data), console)
+        plan_search(loaded, target, Options(address, tracking_uri, workers, data, storage), console)
         return
     api.run(
         loaded,
@@ -71,6 +75,7 @@ def run(
         tracking_uri=tracking_uri,
         workers=workers,
         data=data,
+        storage=storage,
         console=console,
     )
 

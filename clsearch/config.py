@@ -16,6 +16,7 @@ from clsearch.axes import Grid
 from clsearch.errors import InputError
 from clsearch.messages import NAME, NAME_IN_WORDS, from_pydantic
 from clsearch.options import Strict
+from clsearch.redaction import holds_secret
 
 
 class Plugin(BaseModel):
@@ -189,6 +190,21 @@ class ResourcesConfig(Strict):
     pack: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Members trained together, at most; `auto` fits layers and device."
     )
+    storage: str | None = Field(
+        None,
+        description="Where journal and checkpoints are kept, as `s3://BUCKET/PATH`, `gs://…` or"
+        " `file:///PATH`; default the output folder. Every worker has to reach it.",
+    )
+
+    @model_validator(mode="after")
+    def _address(self) -> ResourcesConfig:
+        storage = self.storage
+        if storage is not None and holds_secret(storage):
+            step = "Credentials come from the environment: AWS_ACCESS_KEY_ID, …"
+            raise InputError("storage", storage, "an address without secrets", step)
+        if storage is not None and not re.match(r"(s3|gs)://[^/]|file:///", storage):
+            raise InputError("storage", storage, "s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH")
+        return self
 
 
 class TrackingConfig(Strict):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from clsearch.config import Config
-from clsearch.errors import ClsearchError, InputError, InterruptedRunError
+from clsearch.config import Config, ResourcesConfig
+from clsearch.errors import ClsearchError, InputError, InterruptedRunError, StoreError
 from clsearch.files import cores
 from clsearch.folder import (
     claimed,
@@ -23,6 +23,7 @@ from clsearch.folder import (
 )
 from clsearch.messages import say
 from clsearch.records import Selection, TaskResult
+from clsearch.store import Store
 
 if TYPE_CHECKING:
     from clsearch.sequence import Found, Search
@@ -39,6 +40,7 @@ class Options:
     tracking_uri: str | None = None
     workers: int | None = None
     data: Path | None = None
+    storage: str | None = None
 
     def apply(self, config: Config) -> Config:
         update: dict[str, Any] = {}
@@ -47,8 +49,11 @@ class Options:
             update["scenario"] = scenario.model_copy(update={"root": str(self.data)})
         if self.tracking_uri is not None:
             update["tracking"] = config.tracking.model_copy(update={"uri": self.tracking_uri})
-        if self.workers is not None:
-            update["resources"] = config.resources.model_copy(update={"workers": self.workers})
+        given = {"workers": self.workers, "storage": self.storage}
+        resources = {name: value for name, value in given.items() if value is not None}
+        if resources:
+            data = {**config.resources.model_dump(), **resources}
+            update["resources"] = ResourcesConfig.model_validate(data)
         return config.model_copy(update=update)
 
 
@@ -62,7 +67,7 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     from clsearch.system import resolve
 
     config = resolve(options.apply(config))
-    search = Search(config, out, open_store(out))
+    search = Search(config, out, _reached(open_store(out, config)))
     resume = command("resume", out, *(["--address", options.address] if options.address else []))
     with claimed(out, config):
         try:
@@ -84,6 +89,17 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
         )
 
 
+def _reached(store: Store) -> Store:
+    """The store; raises `InputError` for one on another machine that cannot be written to."""
+    if not store.local:
+        try:
+            store.check()
+        except StoreError as error:
+            allowed = "a store that can be written to with the credentials in the environment"
+            raise InputError("storage", store.root, allowed, str(error)) from error
+    return store
+
+
 def plan_search(config: Config, out: Path, options: Options, console: Console) -> None:
     """Prints what a search would do and take; checks all that can be, and writes nothing.
 
@@ -94,7 +110,7 @@ def plan_search(config: Config, out: Path, options: Options, console: Console) -
     from clsearch.system import resolve
 
     config = resolve(options.apply(config))
-    search = Search(config, out, open_store(out))
+    search = Search(config, out, open_store(out, config))
     print_forecast(search, config.resources.workers or cores(), console)
 
 
@@ -115,7 +131,8 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
         searcher = RaySearcher(config.resources, options.address)
         try:
             write_config(out, config)
-            search.store.sweep()
+            if config.resources.storage is None:  # else another search may be writing there
+                search.store.sweep()
             tracker.start(search.info())
             with watched(command("resume", out)), ConsoleProgress(console) as progress:
                 found = search.run(searcher, tracker, progress)

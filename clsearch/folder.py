@@ -22,9 +22,14 @@ from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
 from clsearch.store import Store, read_record
 
 
-def open_store(out: Path) -> Store:
-    """The journal and the checkpoints of an output folder."""
-    return Store(str((out / "checkpoints").absolute()))
+def open_store(out: Path, config: Config | None = None) -> Store:
+    """The journal and the checkpoints of a run: where its config keeps them (default: the one it
+    was run with), else in its output folder."""
+    saved = out / "config.yaml"
+    if config is None and saved.is_file():
+        config = load_config(saved)
+    storage = config.resources.storage if config else None
+    return Store(storage or str((out / "checkpoints").absolute()))
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from clsearch.files import in_use
-from clsearch.folder import command, open_chains, results_of, run_config
+from clsearch.folder import command, open_chains, open_store, results_of, run_config
 from clsearch.messages import say
 from clsearch.system import build_scenario
 
@@ -18,8 +18,7 @@ def print_status(out: Path, console: Console) -> None:
     results = results_of(out)
     at_work = in_use(out)
     tasks = len(build_scenario(config).tasks)
-    journal = out / "checkpoints" / "trials"
-    stored = sum(1 for p in journal.glob("*/manifest.json")) if journal.is_dir() else 0
+    stored = open_store(out, config).count("trials")
     say(console, f"{config.name} in {out}: {stored} finished trials in the journal")
     for method in config.methods:
         for seed in config.seeds:

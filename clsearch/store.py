@@ -13,10 +13,11 @@ import json
 import os
 import re
 import stat
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from pyarrow import fs
@@ -28,9 +29,14 @@ from clsearch.files import parse
 from clsearch.methods.base import ChainState
 from clsearch.records import LayerPruning, TrialRecord, checked
 
+T = TypeVar("T")
+
 MANIFEST = "manifest.json"
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
+
+PATIENCE, LONGEST_PAUSE = 60.0, 8.0
+"""Seconds an object store may be away, and between two attempts, at most."""
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -44,7 +50,10 @@ def plain(name: str) -> str:
 
 
 class Store:
-    """Bundles under one root, a local path or a `scheme://` address."""
+    """Bundles under one root, a local path or a `scheme://` address.
+
+    A store that is not local and answers with an error is asked again for `PATIENCE` seconds.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -66,7 +75,8 @@ class Store:
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         manifest = json.dumps({"files": sums}, indent=1, sort_keys=True).encode()
         place = f"{self.base}/{kind}/.new-{uuid.uuid4().hex}" if self.local else target
-        try:
+
+        def put() -> None:
             if not self.local and self._is_there(f"{target}/{MANIFEST}"):
                 return
             self.fs.create_dir(place, recursive=True)
@@ -75,11 +85,48 @@ class Store:
                     stream.write(data)
             if self.local:
                 self._publish(place, target)
+
+        try:
+            self._patiently(put)
         except OSError as error:
             if self.local:
                 with contextlib.suppress(OSError):
                     self._discard(place)
             raise StoreError(f"cannot write {kind}/{key} in {self.root}: {error}") from error
+
+    def _patiently(self, act: Callable[[], T]) -> T:
+        """What `act` returns, tried again after a pause where another machine is to blame."""
+        end, pause = time.monotonic() + PATIENCE, 1.0
+        while True:
+            try:
+                return act()
+            except MISSING:
+                raise
+            except OSError:
+                if self.local or time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def check(self) -> None:
+        """Raises `StoreError` unless the root can be written to. Tries once, for seconds."""
+        probe = f"{self.base}/.probe-{uuid.uuid4().hex}"
+        try:
+            self.fs.create_dir(self.base, recursive=True)
+            with self.fs.open_output_stream(probe) as stream:
+                stream.write(b"")
+            self.fs.delete_file(probe)
+        except OSError as error:
+            raise StoreError(f"cannot write in {self.root}: {error}") from error
+
+    def count(self, kind: str) -> int:
+        """How many bundles there are of a kind. Raises `StoreError` when it cannot be read."""
+        selector = fs.FileSelector(f"{self.base}/{kind}", recursive=True, allow_not_found=True)
+        try:
+            found = self._patiently(lambda: self.fs.get_file_info(selector))
+        except OSError as error:
+            raise StoreError(f"cannot read {kind} in {self.root}: {error}") from error
+        return sum(info.base_name == MANIFEST and "/.new-" not in info.path for info in found)
 
     def _publish(self, place: str, target: str) -> None:
         if not self._is_there(f"{target}/{MANIFEST}"):
@@ -106,7 +153,7 @@ class Store:
         """
         target = self._place(kind, key)
         try:
-            if not self._is_there(f"{target}/{MANIFEST}"):
+            if not self._patiently(lambda: self._is_there(f"{target}/{MANIFEST}")):
                 return None
             sums = dict(parse(self._bytes(f"{target}/{MANIFEST}"))["files"])
             files = {name: self._bytes(f"{target}/{plain(name)}") for name in sums}
@@ -129,14 +176,19 @@ class Store:
         """A file's content; raises `ValueError` for a link, a device or a pipe."""
         if self.local and not stat.S_ISREG(os.lstat(path).st_mode):
             raise ValueError(f"{path} is no ordinary file")
-        with self.fs.open_input_stream(path) as stream:
-            data: bytes = stream.readall()
-            return data
+
+        def get() -> bytes:
+            with self.fs.open_input_stream(path) as stream:
+                data: bytes = stream.readall()
+                return data
+
+        return self._patiently(get)
 
     def remove(self, kind: str, key: str) -> None:
         """Deletes a bundle, if it is there."""
+        place = self._place(kind, key)
         try:
-            self._discard(self._place(kind, key))
+            self._patiently(lambda: self._discard(place))
         except OSError as error:
             raise StoreError(f"cannot delete {kind}/{key} in {self.root}: {error}") from error
 
