@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import shutil
 import tarfile
@@ -9,6 +11,7 @@ import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -31,7 +34,9 @@ def fetch(url: str, md5: str, folder: Path, inside: str | None = None) -> None:
     name = url.rpartition("/")[2]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as place:
+        with _alone(folder, md5) as done, _place(folder) as place:
+            if done:
+                return
             file, content = Path(place, name), Path(place, "content")
             _download(url, md5, file)
             if inside is None:
@@ -49,6 +54,27 @@ def fetch(url: str, md5: str, folder: Path, inside: str | None = None) -> None:
                 (content / inside).replace(folder)  # in one step: there as a whole or not at all
     except _FAILED as error:
         raise not_fetched(name, folder, error) from error
+
+
+def _place(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, md5: str) -> Iterator[bool]:
+    """Holds a download against other processes; whether one of them has just finished it."""
+    with folder.with_name(f".{folder.name}.lock").open("a+") as lock:
+        waited = False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            waited = True
+        lock.seek(0)
+        done = waited and md5 in lock.read().split() and folder.exists()
+        yield done
+        if not done:
+            lock.write(f"{md5}\n")
 
 
 def _download(url: str, md5: str, file: Path) -> None:
