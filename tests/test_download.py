@@ -43,4 +43,4 @@ def test_a_file_that_several_ask_for_is_fetched_once(tmp_path: Path) -> None:
         server.shutdown()
         server.server_close()
     assert (tmp_path / "set" / "set.bin").read_bytes() == CONTENT
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".set.lock", "set"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]

@@ -113,7 +113,7 @@ def test_a_search_over_a_store_with_faults_selects_the_same(
     local = Search(loaded, here, open_store(here))
     local.run(SerialSearcher(), SilentTracker(), SilentProgress())
     given = {"env": environment(**CREDENTIALS)}
-    server.fail("error", every=7)
+    server.fail("error", every=20)
     address = server.address("search")
     done = clsearch("run", config, "--out", there, "--storage", address, **given)
     server.fail("ok")

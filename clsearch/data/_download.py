@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import tarfile
 import tempfile
@@ -34,7 +35,8 @@ def fetch(url: str, md5: str, folder: Path, inside: str | None = None) -> None:
     name = url.rpartition("/")[2]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder, md5) as done, _place(folder) as place:
+        target = folder / name if inside is None else folder
+        with _alone(target, folder.parent) as done, _place(folder) as place:
             if done:
                 return
             file, content = Path(place, name), Path(place, "content")
@@ -61,20 +63,20 @@ def _place(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, md5: str) -> Iterator[bool]:
-    """Holds a download against other processes; whether one of them has just finished it."""
-    with folder.with_name(f".{folder.name}.lock").open("a+") as lock:
-        waited = False
+def _alone(target: Path, folder: Path) -> Iterator[bool]:
+    """Holds `folder` against other downloads into it; whether one of them has just put `target`
+    in place."""
+    before, waited = target.exists(), False
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
             waited = True
-        lock.seek(0)
-        done = waited and md5 in lock.read().split() and folder.exists()
-        yield done
-        if not done:
-            lock.write(f"{md5}\n")
+        yield waited and not before and target.exists()
+    finally:
+        os.close(handle)
 
 
 def _download(url: str, md5: str, file: Path) -> None:
