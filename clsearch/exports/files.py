@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.exports.formats.base import Loaded, description_of, format_of
 from clsearch.exports.standalone import FORMAT, StandaloneModel, example_of, model_of
-from clsearch.files import check_file, check_new, sha256_of
+from clsearch.files import check_file, check_new, parse, sha256_of
 
 if TYPE_CHECKING:
     from clsearch.methods.base import ChainState
@@ -154,7 +154,7 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
 
 def _check_sha256(path: Path, about: Path) -> None:
     try:
-        expected = json.loads(about.read_bytes())["sha256"]
+        expected = parse(about.read_bytes())["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{about} does not describe a model of clsearch: {error!r}") from error
     if sha256_of(path.read_bytes()) != expected:

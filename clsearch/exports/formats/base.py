@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.exports.standalone import StandaloneModel
-from clsearch.files import sha256_of
+from clsearch.files import parse, sha256_of
 from clsearch.plugins import discover
 
 EMBEDDED = "metadata.json"
@@ -80,7 +79,7 @@ def endings(known: Mapping[str, Format]) -> str:
 def embedded(text: str) -> dict[str, Any]:
     """The description that a file carries; empty where the text is none."""
     try:
-        found = json.loads(text)
+        found = parse(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -39,7 +39,7 @@ class Program(Format):
         try:
             program = torch.export.load(io.BytesIO(content), extra_files=extra)
             loaded = program.module()
-        except Exception as error:  # noqa: BLE001 - torch raises what its parts do
+        except Exception as error:
             raise DamagedError(f"{path} is no program of torch's: {error}") from error
         return loaded, embedded(extra[EMBEDDED])
 
