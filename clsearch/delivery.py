@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,8 @@ from clsearch.notes import (
 from clsearch.outbox import FINISH
 from clsearch.views import (
     PLACE,
-    SELECTED_KEY,
-    SELECTIONS_KEY,
     base_views,
+    links,
     methods_shown,
     trials_key,
     trials_view,
@@ -117,8 +116,7 @@ class _Search:
         self._runs.text(run, body["tasks"], "tasks.json")
         # MLflow's UI then shows what belongs to training, not to language models.
         self._runs.tag_experiment({"mlflow.experimentKind": "custom_model_development"})
-        known = self._runs.experiment_tags
-        self._save({k: v for k, v in base_views(()).items() if k not in known})
+        self._show()
         self._describe(at)
 
     def _trial(self, body: Mapping[str, Any], files: Path, at: int) -> None:
@@ -163,7 +161,10 @@ class _Search:
         if body["data"]:
             self._runs.inputs(task, body["data"])
         self._mark(chosen)
-        version = self._register(task, body, files / "model", at) if body["model"] else None
+        model, number = self._model(chosen), chosen["task"]
+        version = self._register(model, task, body, files / "model", at) if body["model"] else None
+        # Where the chain ends here, no model stands for this task or a later one any more.
+        self._runs.drop_aliases(model, number + bool(version), others=version is not None)
         self._tell(task, body, version, at)
         self._runs.end(task, "FAILED" if chosen["outcome"] == "failed" else "FINISHED", at)
         self._show()
@@ -190,7 +191,9 @@ class _Search:
     def _task(self, at_task: Mapping[str, Any], at: int) -> Run:
         """The run of a chain at a task, to which `at_task` (a trial or a selection) belongs."""
         key, place = self._key(at_task), self._place(at_task)
-        run = self._runs.run(key, name_of(place), self.parent(at), tags_of("task", place), at)
+        parent, tags = self.parent(at), tags_of("task", place)
+        # A trial of an earlier search in this folder began before this one did.
+        run = self._runs.run(key, name_of(place), parent, tags, max(at, parent.began))
         self._link_next(at_task, self._link(run), at)
         self._runs.log(run, at, params=place)
         return run
@@ -269,7 +272,9 @@ class _Search:
                 tags["clsearch.why"] = seen["why"]
                 tags["clsearch.within_margin"] = str(seen["accuracy"] is not None).lower()
             outcome = chosen if key == won else seen
-            points = outcome_points(outcome, chosen["best"], chosen["layers"]) if outcome else []
+            points: Points = [("margin", chosen["margin"], 0)]
+            if outcome is not None:
+                points += outcome_points(outcome, chosen["best"], chosen["layers"])
             self._runs.log(run, at, points=points, tags=tags)
 
     def _mark(self, chosen: Mapping[str, Any]) -> None:
@@ -286,17 +291,6 @@ class _Search:
                 self._runs.rename(run, name)
                 self._runs.log(run, 0, tags={"clsearch.selected": selected})
 
-    def _views(self, methods: Iterable[str]) -> list[Link]:
-        """The saved views: of what was selected, and of the trials of these methods."""
-        of = self._runs.experiment
-        found = [
-            view_link("selected models", of, SELECTED_KEY),
-            view_link("selections by task, with test accuracy", of, SELECTIONS_KEY),
-        ]
-        return found + [
-            view_link(f"trials of {method}", of, trials_key(method), "CHART") for method in methods
-        ]
-
     def _methods(self) -> dict[str, list[str]]:
         """The hyperparameters of each method whose trials are known."""
         found: dict[str, dict[str, None]] = {}
@@ -308,11 +302,11 @@ class _Search:
 
     def _show(self) -> None:
         """Saves the views of the experiment, with a column for each hyperparameter."""
-        methods = self._methods()
+        methods, digest = self._methods(), self._runs.digest
         every = sorted({name for names in methods.values() for name in names})
-        views = base_views(every)
+        views = base_views(digest, every)
         for method, names in methods.items():
-            views |= trials_view(method, names)
+            views |= trials_view(digest, method, names)
         self._save(views)
 
     def _save(self, views: Mapping[str, str]) -> None:
@@ -320,7 +314,7 @@ class _Search:
         it is the one written here, not a person's own."""
         known = self._runs.experiment_tags
         told, new = (
-            experiment_note(self._runs.name, self._views(methods_shown(tags)))
+            experiment_note(self._runs.name, links(self._runs.experiment, methods_shown(tags)))
             for tags in (known, {**known, **views})
         )
         note = {NOTE: new} if known.get(NOTE, told) == told else {}
@@ -340,25 +334,29 @@ class _Search:
                 key=_order,
             )
         ]
-        note = search_note(self._runs.digest, self._tasks, rows, self._views(self._methods()))
+        views = links(self._runs.experiment, self._methods())
+        note = search_note(self._runs.digest, self._tasks, rows, views)
         self._runs.log(self.parent(at, reopen=False), at, tags={NOTE: note})
 
     # Models
 
-    def _register(self, run: Run, body: Mapping[str, Any], folder: Path, at: int) -> Any:
+    def _model(self, chosen: Mapping[str, Any]) -> str:
+        """The name of a chain's registered model."""
+        return slug(f"{self._runs.name}.{chosen['method']}.seed-{chosen['seed']}")
+
+    def _register(self, name: str, run: Run, body: Mapping[str, Any], folder: Path, at: int) -> Any:
         """Makes the selected model a version of the chain's registered model, with its alias.
 
         `latest` is no alias: MLflow keeps the word for the newest version, which is the same.
         """
         chosen, runs = body["selection"], self._runs
         place = self._place(chosen)
-        name = slug(f"{runs.name}.{chosen['method']}.seed-{chosen['seed']}")
         key = f"{self._key(chosen)}/{body['commit']}"
         runs.describe_model(
             name,
             f"The models that the search `{runs.name}` selected for {chosen['method']}, seed "
-            f"{chosen['seed']}: a version for each task, with the alias `task-N`. The newest "
-            f"version, `models:/{name}/latest`, is that of the last task so far.",
+            f"{chosen['seed']}: a version for each task, the latest with the alias `task-N`. The "
+            f"newest version, `models:/{name}/latest`, is that of the last task so far.",
         )
         found = runs.version(name, key)
         if found is None:

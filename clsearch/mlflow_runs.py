@@ -53,6 +53,8 @@ class Run:
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    began: int = 0
+    """In milliseconds."""
 
 
 class Monitor:
@@ -116,10 +118,9 @@ class SearchRuns:
             if key in runs:
                 self.client.delete_run(run.info.run_id)
                 continue
-            data = run.data
-            runs[key] = Run(
-                run.info.run_id, run.info.status, dict(data.tags), dict(data.params), data.metrics
-            )
+            data, info = run.data, run.info
+            known = dict(data.tags), dict(data.params), data.metrics
+            runs[key] = Run(info.run_id, info.status, *known, began=info.start_time)
         return runs
 
     def run(
@@ -134,7 +135,7 @@ class SearchRuns:
             every[PARENT] = parent.id
         every = {k: v[:LONGEST] for k, v in every.items()}
         created = self.client.create_run(self.experiment, began, every, name)
-        self.runs[key] = Run(created.info.run_id, "RUNNING", every | {NAME: name})
+        self.runs[key] = Run(created.info.run_id, tags=every | {NAME: name}, began=began)
         return self.runs[key]
 
     def log(
@@ -270,6 +271,18 @@ class SearchRuns:
 
     def alias(self, model: str, name: str, version: str) -> None:
         self.client.set_registered_model_alias(model, name, version)
+
+    def drop_aliases(self, model: str, first: int, others: bool) -> None:
+        """Removes the aliases `task-N` of a registered model, where there is one, from the task
+        `first` on; with `others` only those of models that another search selected."""
+        for found in self.client.search_registered_models(f"name = '{model}'"):
+            for name, version in found.aliases.items():
+                number = re.fullmatch(r"task-(\d+)", name)
+                if number is None or int(number[1]) < first:
+                    continue
+                tags = self.client.get_model_version(model, str(version)).tags
+                if not (others and tags.get("clsearch.search") == self.digest):
+                    self.client.delete_registered_model_alias(model, name)
 
 
 def _connect(uri: str) -> Any:

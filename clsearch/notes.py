@@ -28,6 +28,11 @@ SELECTED = "tags.\"clsearch.selected\" = 'true'"
 """The filter that finds the selected trials."""
 
 
+def of_search(digest: str) -> str:
+    """The filter that finds the runs of a search."""
+    return f"tags.\"clsearch.search\" = '{digest}'"
+
+
 @dataclass(frozen=True)
 class Link:
     """A run or a model version by the name it has and where it is."""
@@ -92,7 +97,7 @@ def selection_note(body: Mapping[str, Any], around: Around) -> str:
     hyper = words(chosen["hyperparameters"], ", ") or "no hyperparameters"
     facts = {
         "Trial": _trial(chosen["trial_key"], around),
-        "Model": f"{around.model} · alias `task-{chosen['task']}`" if around.model else "",
+        "Model": str(around.model or ""),  # no alias: a later search may give it to its model
         "Cost in accuracy": _cost(chosen),
         "Test accuracy": _test(body),
         "Capacity left": _capacity(chosen, body),
@@ -232,7 +237,8 @@ def search_note(
     """What a search is, where to look, and what it selected so far."""
     parts = [
         f"Search `{digest}` over {len(tasks)} tasks: {', '.join(tasks)}.",
-        "Views: " + " · ".join(map(str, views)) + f". Selected trials: `{SELECTED}`.",
+        "Views, of the latest search: " + " · ".join(map(str, views)) + ".",
+        f"Runs of this one: `{of_search(digest)}`, with `AND {SELECTED}` its selected trials.",
         "Accuracies and sparsity are in %, what is given up and the margin in percentage points, "
         "`free` in neurons. `pruned` is validation accuracy after pruning within the margin.",
     ]

@@ -1,5 +1,7 @@
 """The saved views of an experiment: the table of runs with the right filter, columns and charts.
 
+They show one search: the latest that wrote them. Another is shown with its digest in the filter.
+
 MLflow's UI keeps a view as a tag of the experiment, in JSON; `clsearch ui` opens one, the menu
 "Views" has them all. A UI that does not know them shows its own table.
 """
@@ -7,11 +9,11 @@ MLflow's UI keeps a view as a tag of the experiment, in JSON; `clsearch ui` open
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clsearch.audit import OUTCOME, slug
-from clsearch.notes import SELECTED
+from clsearch.notes import SELECTED, Link, of_search, view_link
 
 PREFIX = "mlflow.sharedViewState."
 SELECTED_KEY, SELECTIONS_KEY = "clsearch-selected", "clsearch-selections"
@@ -24,30 +26,44 @@ def trials_key(method: str) -> str:
     return f"clsearch-trials-{slug(method)}"
 
 
-def base_views(hyper: Sequence[str]) -> dict[str, str]:
-    """The views of what was selected, as tags; `hyper` are the hyperparameters of all methods."""
-    selected = _view(
-        "Selected models", SELECTED, "params.`task`", (*PLACE, *hyper), OUTCOME, PLACE, ()
-    )
+def base_views(search: str, hyper: Sequence[str]) -> dict[str, str]:
+    """The views of what a search selected, as tags: its digest, and the hyperparameters of all
+    methods."""
+    query = f"{of_search(search)} AND {SELECTED}"
+    columns, order = (*PLACE, *hyper), "params.`task`"
+    selected = _view("Selected models", query, order, columns, ("margin", *OUTCOME), PLACE, ())
     names = ("clsearch.hyperparameters",)
-    metrics = (*OUTCOME[1:4], "candidates_within_margin", *TESTED)
-    query = "tags.\"clsearch.kind\" = 'task'"
+    metrics = ("margin", *OUTCOME[1:4], "candidates_within_margin", *TESTED)
+    query = f"{of_search(search)} AND tags.\"clsearch.kind\" = 'task'"
     chosen = _view("Selections by task", query, "params.`task`", (), metrics, PLACE, names)
     return {PREFIX + SELECTED_KEY: selected, PREFIX + SELECTIONS_KEY: chosen}
 
 
-def trials_view(method: str, hyper: Sequence[str]) -> dict[str, str]:
-    """The view of a method's trials, as a tag. One for each method: MLflow leaves a run without one
-    of the parameters out of its parallel coordinates."""
-    query = f"tags.\"clsearch.kind\" = 'trial' AND tags.\"clsearch.method\" = '{method}'"
+def trials_view(search: str, method: str, hyper: Sequence[str]) -> dict[str, str]:
+    """The view of a method's trials in a search, as a tag. One for each method: MLflow leaves a run
+    without one of the parameters out of its parallel coordinates."""
+    kinds = f"tags.\"clsearch.kind\" = 'trial' AND tags.\"clsearch.method\" = '{method}'"
+    query = f"{of_search(search)} AND {kinds}"
     columns = ("task", *hyper)
     tags = ("clsearch.selected", "clsearch.within_margin", "clsearch.why")
     name = TRIALS_OF + method
     return {
         PREFIX + trials_key(method): _view(
-            name, query, "params.`task`", columns, OUTCOME, columns, tags
+            name, query, "params.`task`", columns, ("margin", *OUTCOME), columns, tags
         )
     }
+
+
+def links(experiment: str, methods: Iterable[str]) -> list[Link]:
+    """To the saved views: of what was selected, and of the trials of these methods."""
+    found = [
+        view_link("selected models", experiment, SELECTED_KEY),
+        view_link("selections by task, with test accuracy", experiment, SELECTIONS_KEY),
+    ]
+    return found + [
+        view_link(f"trials of {method}", experiment, trials_key(method), "CHART")
+        for method in methods
+    ]
 
 
 def methods_shown(tags: Mapping[str, str]) -> list[str]:

@@ -345,7 +345,8 @@ def test_descriptions_answer_and_link(played: Path) -> None:
     trials = {r.info.run_id for n, r in found.items() if n.startswith("ewc · seed 0 · task 2 ·")}
     assert linked == {first.info.run_id, second.info.run_id} | trials
     assert "(#/models/demo.ewc.seed-0/versions/1), selected at [ewc · seed 0 · task 1]" in note
-    assert "(#/models/demo.ewc.seed-0/versions/2) · alias `task-2`" in note
+    assert "(#/models/demo.ewc.seed-0/versions/2)" in note
+    assert "`task-" not in note, "a later search may move the alias"
     before = first.data.tags["mlflow.note.content"]
     assert f"[ewc · seed 0 · task 2](#/experiments/{second.info.experiment_id}/" in before
     version = look.get_model_version_by_alias("demo.ewc.seed-0", "task-1")
@@ -605,6 +606,58 @@ def test_resumed_search_runs_again_and_moves_the_selection(out: Path, model: Pat
     third.finish([], {}, "KILLED")
     assert third.close(60) == 0, third.problem
     assert runs(look)["search dddddddd"].info.status == "KILLED"
+
+
+def test_a_wider_margin_in_the_same_folder_replaces_what_the_first_showed(
+    out: Path, model: Path
+) -> None:
+    """The second search ends at task 2: no alias, view or duration of it is the first one's."""
+    wider = replace(INFO, digest="e" * 32)
+    depleted = Selection("ewc", 0, 2, "depleted", "no neurons are left", 2.0)
+    kept = []
+    for info, ends in (
+        (INFO, committed(2, model, 2)),
+        (wider, Committed(TaskResult(depleted, None))),
+    ):
+        tracker = MLflowTracker(out)
+        tracker.start(info)
+        tracker.trial(trial(2))
+        tracker.committed(committed(2, model))
+        tracker.committed(ends)
+        assert tracker.close(60) == 0, tracker.problem
+        kept.append(client(out).get_registered_model("demo.ewc.seed-0").aliases)
+    assert [{k: int(v) for k, v in a.items()} for a in kept] == [
+        {"task-1": 1, "task-2": 2}, {"task-1": 3}
+    ]  # fmt: skip
+    look = client(out)
+    experiment = look.get_experiment_by_name("demo")
+    for view, count in (("selections", 2), ("selected", 1), ("trials-ewc", 1)):
+        saved = json.loads(experiment.tags[f"mlflow.sharedViewState.clsearch-{view}"])
+        state = json.loads(saved["state"])
+        assert "metrics.`margin`" in state["selectedColumns"]
+        found = look.search_runs([experiment.experiment_id], state["searchFilter"])
+        assert [r.data.tags["clsearch.search"] for r in found] == [wider.digest] * count
+        assert all(r.data.metrics["margin"] in (1, 2) for r in found)
+    first, second = (
+        look.search_runs([experiment.experiment_id], f"tags.`clsearch.key` = '{key}'")[0].info
+        for key in (wider.digest, f"{wider.digest}/ewc/0/1")
+    )
+    assert second.start_time >= first.start_time > 1_700_000_003_000, "not that of the old trial"
+
+
+def test_a_search_leaves_no_alias_of_another_at_later_tasks(out: Path, model: Path) -> None:
+    """And its own, of which nothing new is sent, stay where they are."""
+    look = client(out)
+    for info, aliases in (
+        (INFO, {"task-1", "task-2"}),
+        (replace(INFO, digest="e" * 32), {"task-1"}),
+    ):
+        tracker = MLflowTracker(out)
+        tracker.start(info)
+        for task in range(len(aliases), 0, -1):  # the first task last, as of a trial made again
+            tracker.committed(committed(2, model, task))
+        assert tracker.close(60) == 0, tracker.problem
+        assert set(look.get_registered_model("demo.ewc.seed-0").aliases) == aliases
 
 
 def test_the_winner_of_the_grid_says_what_it_was_fine_tuned_to(out: Path) -> None:
