@@ -8,6 +8,9 @@ from collections.abc import Iterable
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother = 400, 200
 
+MISSING = object()
+"""The value of an `InputError` where nothing was given; `allowed` is then what to give."""
+
 
 class ClsearchError(Exception):
     """The run failed for a reason that has a name. Exit code 1."""
@@ -27,6 +30,8 @@ class InputError(ClsearchError):
     def __init__(self, field: str, value: object, allowed: str, step: str = "") -> None:
         self.field, self.value, self.allowed, self.step = field, value, allowed, step
         message = f"{field}: {_SHORT.repr(value)} is not allowed. Allowed: {allowed}."
+        if value is MISSING:
+            message = f"{field} is missing. Give {allowed}."
         super().__init__(f"{message} {step}".rstrip())
 
     def under(self, section: str) -> InputError:
