@@ -148,8 +148,9 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
         if kind.folder or about.exists():
             raise
         # Without a description nothing says that it ever was an exported model.
+        said = str(error).removeprefix(f"{path} ")
         allowed = "a model that `clsearch export` wrote"
-        raise InputError("model", str(path), allowed, f"{error}.") from error
+        raise InputError("model", str(path), allowed, f"It {said}.") from error
     except OSError as error:
         raise InputError("model", str(path), "a model that can be read", str(error)) from error
     if described.get("format") != FORMAT:
