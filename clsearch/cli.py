@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from clsearch.errors import ClsearchError, InputError
+from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.records import NOT_STATED
 
 app = typer.Typer(
@@ -162,6 +162,7 @@ def export(
     """
     from clsearch import api
     from clsearch.exports.shown import print_export, print_index
+    from clsearch.messages import say
 
     console = Console()
     chosen = {"--method": method, "--task": task, "--seed": seed}
@@ -176,7 +177,7 @@ def export(
             compact=compact,
             licence=licence,
             force=force,
-            note=lambda line: console.print(line, soft_wrap=True),
+            note=lambda line: say(console, line),
         )
         print_index(index, to, console)
         return
@@ -184,9 +185,7 @@ def export(
         raise InputError("--format", format, "nothing without --all: the ending of --to says it")
     if method is None or task is None:
         missing = "--method" if method is None else "--task"
-        raise InputError(
-            missing, "nothing", "the model to export, by its method and task, or --all"
-        )
+        raise InputError(missing, MISSING, "the model to export by its method and task, or --all")
     about = api.export(
         out, method, task, to, seed=seed, compact=compact, licence=licence, force=force
     )
@@ -205,17 +204,18 @@ def report(
     force: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Write a report on a run, or on several side by side: HTML, Markdown and figures."""
+    from clsearch.messages import say
     from clsearch.reporting import report as write
 
     page, *figures = write(outs, to, csv=csv, latex=latex, force=force)
     console = Console()
-    console.print(f"{page}: all in one file, {len(figures)} figures", soft_wrap=True)
-    console.print(
+    say(console, f"{page}: all in one file, {len(figures)} figures")
+    say(
+        console,
         f"{page.with_suffix('.md')}: the same as Markdown, figures as PNG and SVG beside it",
-        soft_wrap=True,
     )
     if csv or latex:
-        console.print(f"{page.parent / 'tables'}: the tables", soft_wrap=True)
+        say(console, f"{page.parent / 'tables'}: the tables")
 
 
 @app.command()

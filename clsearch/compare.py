@@ -14,6 +14,7 @@ from clsearch.config import Config
 from clsearch.files import ABOUT
 from clsearch.folder import open_chains, results_of, run_config, tasks_of
 from clsearch.identity import without_places
+from clsearch.messages import say
 from clsearch.methods.base import Method
 from clsearch.plugins import find
 from clsearch.records import Candidate, Chain, Selection, TaskRecord, TaskResult
@@ -59,6 +60,17 @@ class _Run:
         """The method of a label; raises `InputError` for one that is not known any more."""
         (name,) = (m.name for m in self.config.methods if m.chain_name == label)
         return find("clsearch.methods", Method, name, "methods.name")
+
+    def why_none(self, place: tuple[Chain, int], name: str) -> str:
+        """Why the run, `name` in words, has no selection for a chain of its own at a task."""
+        chain, task = place
+        ends = [r.selection for (c, _), r in self.results.items() if c == chain]
+        for end in ends:
+            if end.outcome != "selected":
+                return f"the chain of {name} ended at task {end.task}: {outcome_in_words(end)}"
+        if chain in self.unfinished:
+            return f"{name} has not come to this task"
+        return f"{name} has no task {task}: it is a sequence of {len(self.tasks)}"
 
 
 def compare(a: Path | str, b: Path | str) -> dict[str, Any]:
@@ -144,7 +156,8 @@ def _why(a: _Run, b: _Run, place: tuple[Chain, int], changed: Mapping[str, Any])
     """The facts behind two selections that differ."""
     one, other = a.results.get(place), b.results.get(place)
     if one is None or other is None:
-        yield f"{'A' if one is None else 'B'} has not come to this task"
+        run, name = (a, "A") if one is None else (b, "B")
+        yield run.why_none(place, name)
         return
     x, y = one.selection, other.selection
     if x.margin != y.margin:
@@ -254,40 +267,39 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def print_comparison(found: Mapping[str, Any], console: Console) -> None:
     """Prints what two runs differ in, and every task whose selections differ with the reasons."""
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
-
     for name, run in found["runs"].items():
         missing = ", ".join(f"{c} has {n} tasks" for c, n in run["unfinished"].items())
         state = f"not finished: {missing} so far" if missing else "finished"
-        line(f"{name.upper()}: {run['name']} in {run['folder']}, {state}")
+        say(console, f"{name.upper()}: {run['name']} in {run['folder']}, {state}")
     for each in found["config"]:
-        line(f"config {each['field']}: {each['a']} in A, {each['b']} in B")
+        say(console, f"config {each['field']}: {each['a']} in A, {each['b']} in B")
     for each in found["data"]:
-        line(f"data of task {each['task']}: " + " | ".join(_data_in_words(each[x]) for x in "ab"))
+        say(
+            console,
+            f"data of task {each['task']}: " + " | ".join(_data_in_words(each[x]) for x in "ab"),
+        )
     for name, chains in found["chains"].items():
         if chains:
-            line(f"in {name.upper()} alone: {', '.join(chains)}")
+            say(console, f"in {name.upper()} alone: {', '.join(chains)}")
     for each in found["selections"]:
         place = f"task {each['task']} {each['method']}/seed-{each['seed']}"
         if each["same"]:
             a = each["a"]
             model = f"the same model, {a['trial_key']}"
-            line(f"{place}: " + (model if a["commit"] else f"both ended: {_in_words(a)}"))
+            say(console, f"{place}: " + (model if a["commit"] else f"both ended: {_in_words(a)}"))
             continue
-        line(f"{place}: differs")
+        say(console, f"{place}: differs")
         for x in "ab":
-            line(f"    {x.upper()}: {_in_words(each[x])}")
+            say(console, f"    {x.upper()}: {_in_words(each[x])}")
         for reason in each["why"]:
-            line(f"    - {reason}")
+            say(console, f"    - {reason}")
     others = sum(not each["same"] for each in found["selections"])
-    line(f"{others} of {len(found['selections'])} selections differ.")
+    say(console, f"{others} of {len(found['selections'])} selections differ.")
 
 
 def _in_words(shown: Mapping[str, Any] | None) -> str:
     if shown is None:
-        return "nothing so far"
+        return "nothing"
     selection = Selection("", 0, 0, **{name: shown[name] for name in _SHOWN})
     tested = shown["test_accuracy"]
     return outcome_in_words(selection) + ("" if tested is None else f" · test {_percent(tested)}")

@@ -10,6 +10,9 @@ from clsearch.redaction import redacted
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother = 400, 200
 
+MISSING = object()
+"""The value of an `InputError` where nothing was given; `allowed` is then what to give."""
+
 
 class ClsearchError(Exception):
     """The run failed for a reason that has a name. Exit code 1. Its message holds no secrets."""
@@ -33,6 +36,8 @@ class InputError(ClsearchError):
         self.field, self.value, self.allowed, self.step = field, value, allowed, step
         shown = redacted(value) if isinstance(value, str) else value  # before it is cut
         message = f"{field}: {_SHORT.repr(shown)} is not allowed. Allowed: {allowed}."
+        if value is MISSING:
+            message = f"{field} is missing. Give {allowed}."
         super().__init__(f"{message} {step}".rstrip())
 
     def under(self, section: str) -> InputError:

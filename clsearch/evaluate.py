@@ -17,9 +17,10 @@ from torch import Tensor
 from clsearch.config import Plugin, checked_options
 from clsearch.data._stored import permuted
 from clsearch.data.base import Samples, Source
-from clsearch.errors import InputError, unknown
+from clsearch.errors import MISSING, InputError, unknown
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.base import Loaded
+from clsearch.messages import say
 from clsearch.plugins import discover, find
 from clsearch.scenarios.base import Scenario, Task
 
@@ -79,7 +80,8 @@ def evaluate(
     `data` is the name of a data set, or a YAML file that describes a data set, as `scenario.source`
     does, or a scenario, whose `task` is measured; by default the model's own task. `classes` are
     those to measure, by default all that both have. `root` is the folder of the data sets. Raises
-    `InputError` for images that the model does not take, and for classes that it does not know.
+    `InputError` for images that the model does not take, for a task that orders pixels otherwise
+    than the model's, and for classes that it does not know.
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
@@ -88,6 +90,7 @@ def evaluate(
         scenario = _scenario(data, described, root)
         chosen = _task(scenario, task, described["task"]["number"] if data is None else None)
     _check_input(chosen, described)
+    _check_order(scenario, chosen, described)
     samples = _samples(scenario, chosen, part)
     about = (str(file), scenario.origin(chosen.number).name, chosen.name, part)
     if chosen.answers.probabilities:
@@ -192,11 +195,29 @@ def _check_input(task: Task, described: Mapping[str, Any]) -> None:
         raise InputError("data", found, f"one answered by {output['is']}, as this model does")
 
 
+def _check_order(scenario: Scenario, task: Task, described: Mapping[str, Any]) -> None:
+    """Raises `InputError` for a task that orders pixels otherwise than the model, which would be
+    measured at its own order and told as that task. Where a scenario orders none, it gives images
+    as they are stored, which any model takes."""
+    if all(each.transform.permutation is None for each in scenario.tasks):
+        return
+    taken, own, order = described["input"], described["task"], task.transform.order
+    if "order" in taken:
+        same = taken["order"] == order
+    else:  # an older file: its permutation cannot be compared
+        same = taken["permuted"] == (order is not None)
+        same = same and (order is None or own["number"] == task.number)
+    if not same:
+        allowed = f"a task with the model's order of pixels, as {own['name']} of its own scenario"
+        step = "Export the model of this task, or give the data set alone as data."
+        raise InputError("task", task.number, allowed, step)
+
+
 def _task(scenario: Scenario, number: int | None, own: int | None) -> Task:
     number = own if number is None else number
     count = len(scenario.tasks)
     if number is None and count > 1:
-        raise InputError("task", "nothing", f"1 to {count}: the data is of several tasks")
+        raise InputError("task", MISSING, f"1 to {count}: the data is of several tasks")
     if number is not None and not 1 <= number <= count:
         raise InputError("task", number, f"1 to {count}")
     return scenario.tasks[(number or 1) - 1]
@@ -221,7 +242,7 @@ def _scenario(data: str | None, described: Mapping[str, Any], root: Path | str |
 def _own(described: Mapping[str, Any]) -> dict[str, Any]:
     """The scenario that a model was trained in."""
     if "config" not in described:
-        raise InputError("data", "nothing", "data to measure: the model does not say its own")
+        raise InputError("data", MISSING, "data to measure: the model does not say its own")
     own: dict[str, Any] = described["config"]["scenario"]
     return own
 
@@ -259,16 +280,19 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
     """Prints the figure, what was left out, and a table of the classes."""
     head = f"{found.model}: {found.measure} {100 * found.value:.2f} % of {found.images:,} images"
     where = f"{found.task} of {found.source}, part {found.part}"
-    console.print(f"{head} ({where})", soft_wrap=True, markup=False, highlight=False)
+    say(console, f"{head} ({where})")
     if found.left_out:
         count = sum(found.left_out.values())
         names = ", ".join(found.left_out)
-        _note(f"Left out: {count:,} images of {names}, which were not asked for or which the model "
-              "does not know.", console)  # fmt: skip
+        say(
+            console,
+            f"Left out: {count:,} images of {names}, which were not asked for or which the model "
+            "does not know.",
+        )
     if found.without:
-        _note(f"No images here of {', '.join(found.without)}.", console)
+        say(console, f"No images here of {', '.join(found.without)}.")
     for note in found.notes:
-        _note(note, console)
+        say(console, note)
     if found.classes:
         counted = (Column(n, justify="right") for n in ("images", "right", "accuracy / %"))
         table = Table("class", *counted)
@@ -276,7 +300,3 @@ def print_evaluation(found: Evaluation, console: Console) -> None:
             share = f"{100 * each.right / each.images:.2f}"
             table.add_row(each.name, f"{each.images:,}", f"{each.right:,}", share)
         console.print(table)
-
-
-def _note(text: str, console: Console) -> None:
-    console.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -129,6 +129,19 @@ def test_chains_that_both_ended(tmp_path: Path, call: Any) -> None:
     assert "0 of 1 selections differ." in ended.out
 
 
+def test_chains_that_ended_earlier_and_sequences_that_are_shorter(
+    first: Path, tmp_path: Path
+) -> None:
+    methods = [{"name": "finetune"}]
+    failed = searched(tmp_path / "failed", methods=methods, search={"grid": {"lr": [1e30]}})
+    short = searched(tmp_path / "short", methods=methods, scenario={"name": "permuted", "tasks": 1})
+    reason = chosen(failed, "finetune")["reason"]
+    why = reasons(compare(first, failed), "finetune", task=2)
+    assert why == f"the chain of B ended at task 1: failed: {reason}"
+    why = reasons(compare(short, first), "finetune", task=2)
+    assert why == "A has no task 2: it is a sequence of 1"
+
+
 def test_unfinished_runs_and_chains_of_one_alone(first: Path, tmp_path: Path, call: Any) -> None:
     methods = [{"name": "clnp", "grid": {"l1": [1e-5, 1e-4]}}, {"name": "mas"}]
     second = searched(tmp_path / "out", stop_after=7, methods=methods)
@@ -145,7 +158,7 @@ def test_unfinished_runs_and_chains_of_one_alone(first: Path, tmp_path: Path, ca
         f"B: small in {second}, not finished: clnp/seed-0 has 1 tasks, mas/seed-0 has 1 tasks",
         "in A alone: finetune/seed-0",
         "task 1 clnp/seed-0: the same model",
-        "    B: nothing so far\n    - B has not come to this task",
+        "    B: nothing\n    - B has not come to this task",
         "1 of 2 selections differ.",
     ):
         assert words in ended.out

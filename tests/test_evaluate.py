@@ -59,12 +59,35 @@ def test_on_its_own_test_data_a_model_has_the_accuracy_of_the_matrix(
         assert found.value == sum(each.right for each in found.classes) / found.images
 
 
-def test_every_task_of_the_run_can_be_measured(permuted: Path, tmp_path: Path) -> None:
-    """By the config that the run left: the images of all permutations are the same ones."""
-    export(permuted, "finetune", 1, tmp_path / "m.safetensors")
-    config = str(permuted / "config.yaml")
-    values = [evaluate(tmp_path / "m.safetensors", config, task=n).value for n in (1, 2)]
-    assert values == [matrix(permuted)["finetune"]["0"][0][0]] * 2
+@pytest.mark.parametrize("older", [False, True])
+def test_a_task_with_another_order_of_pixels_is_refused(
+    permuted: Path, tmp_path: Path, call: Any, older: bool
+) -> None:
+    """The model would apply its own order: what it reached would be told as another task's.
+
+    Older files do not say which order theirs is.
+    """
+    config, reached = permuted / "config.yaml", matrix(permuted)["finetune"]["0"]
+    for own, other in ((1, 2), (2, 1)):
+        file = tmp_path / f"m{own}.safetensors"
+        export(permuted, "finetune", own, file)
+        if older:
+            beside = file.with_name(f"{file.name}.json")
+            said = json.loads(beside.read_text())
+            del said["input"]["order"]
+            beside.write_text(json.dumps(said))
+        assert evaluate(file, str(config), task=own).value == reached[own - 1][own - 1]
+        ended = call("evaluate", file, "--data", config, "--task", other)
+        refused(ended, f"--task: {other}", f"permuted-{own}", "give the data set alone")
+        assert evaluate(file, "digits").images > 0
+
+
+def test_another_order_of_the_same_task_is_refused(permuted: Path, tmp_path: Path) -> None:
+    export(permuted, "finetune", 2, tmp_path / "m.safetensors")
+    given = yaml.safe_load((permuted / "config.yaml").read_text())["scenario"]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({**given, "split_seed": 1}))
+    with pytest.raises(InputError, match="order of pixels"):
+        evaluate(tmp_path / "m.safetensors", str(tmp_path / "own.yaml"), task=2)
 
 
 def test_the_images_of_a_data_set_by_name(model: Path) -> None:
@@ -141,7 +164,7 @@ def test_facts_are_measured_by_average_precision(tmp_path: Path) -> None:
         (("--data", "digits", "--classes", "0,7"), ("--classes", "'7'", "the model knows 0, 5, 9")),
         (("--data", "digits", "--task", "2"), ("--task", "1 to 1")),
         (("--task", "0"), ("--task", "1 to 2")),
-        (("--data", "two.yaml"), ("--task", "1 to 2", "several tasks")),
+        (("--data", "two.yaml"), ("--task is missing. Give 1 to 2", "several tasks")),
         (("--data", "digits", "--part", "half"), ("--part", "all, test, train, validation")),
         (("--data", "letters.yaml"), ("--data", "classes that the model knows", "0, 5, 9")),
         (("--data", "large.yaml"), ("--data", "images of 1x9x9", "images of 1x8x8", "`size`")),
@@ -173,6 +196,9 @@ def test_what_is_refused(
 def test_what_is_no_model_is_refused(tmp_path: Path, call: Any) -> None:
     refused(call("evaluate", tmp_path / "m.pth"), "model", "m.pth", ".onnx, .pt2, .safetensors")
     for suffix in formats():
+        refused(call("evaluate", tmp_path / f"m.{suffix}"), "model", f"m.{suffix}")
+    for suffix in ("onnx", "pt2", "safetensors"):
+        (tmp_path / f"m.{suffix}").write_text("x")
         refused(call("evaluate", tmp_path / f"m.{suffix}"), "model", f"m.{suffix}")
 
 

@@ -235,8 +235,8 @@ def test_a_run_without_a_selected_model(tmp_path: Path, call: Any) -> None:
         (("--all", "--method", "clnp"), ("--method", "nothing beside --all")),
         (("--all", "--format", "tflite"), ("--format", "mlflow, onnx, pt2, safetensors")),
         (("--format", "onnx", "--method", "clnp", "--task", "1"), ("--format", "--all")),
-        (("--task", "1"), ("--method", "--all")),
-        (("--method", "clnp"), ("--task", "--all")),
+        (("--task", "1"), ("--method is missing. Give the model", "--all")),
+        (("--method", "clnp"), ("--task is missing. Give the model", "--all")),
     ],
     ids="-".join,
 )

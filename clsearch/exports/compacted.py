@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from clsearch.exports.standalone import StandaloneModel
+from clsearch.messages import say
 from clsearch.pruning.measure import compare
 from clsearch.rng import generator
 
@@ -35,21 +36,19 @@ def print_compaction(found: Mapping[str, Any], console: Console) -> None:
     units, parameters, size = (found[name] for name in ("units", "parameters", "bytes"))
     neurons = {n: sum(layers.values()) for n, layers in units.items()}
     if units["before"] == units["after"]:
-        console.print(
+        say(
+            console,
             "Nothing was cut: the task reads every neuron by weights that are not zero, as it does "
             "in the models of methods that do not prune.",
-            soft_wrap=True,
         )
-    console.print(
+    say(
+        console,
         f"neurons {neurons['before']:,} → {neurons['after']:,}, parameters "
         f"{parameters['before']:,} → {parameters['after']:,}, {size['before'] / 1024:,.0f} → "
         f"{size['after'] / 1024:,.0f} KiB; logits differ by {found['difference']:.0e} at most",
-        soft_wrap=True,
     )
     latency = found["latency"]
     times = ", ".join(
         f"{ms['before']:.3g} → {ms['after']:.3g} ms at batch {ms['batch']}" for ms in latency["ms"]
     )
-    console.print(
-        f"{times} (median of {latency['runs']}, one thread, {latency['cpu']})", soft_wrap=True
-    )
+    say(console, f"{times} (median of {latency['runs']}, one thread, {latency['cpu']})")

@@ -135,15 +135,22 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
     """A saved model, callable on float32 pixels `[N, C, H, W]`, and its metadata.
 
     Raises `InputError` for a file that is missing, of another kind or not from clsearch,
-    `DamagedError` for one that is not what `<file>.json` beside it describes, or holds pickled
-    objects: nothing is unpickled but sample inputs, as plain tensors. Still, a `.pt2` is a program:
-    load those you trust.
+    `DamagedError` for one that is not what `<file>.json` beside it describes. One with pickled
+    objects is refused: nothing is unpickled but sample inputs, as plain tensors. Still, a `.pt2` is
+    a program: load those you trust.
     """
-    kind = format_of(path, "model")
+    kind, about = format_of(path, "model"), description_of(path)
     try:
-        if not kind.folder and description_of(path).exists():
-            _check_sha256(path, description_of(path))
+        if not kind.folder and about.exists():
+            _check_sha256(path, about)
         answer, described = kind.load(path)
+    except DamagedError as error:
+        if kind.folder or about.exists():
+            raise
+        # Without a description nothing says that it ever was an exported model.
+        said = str(error).removeprefix(f"{path} ")
+        allowed = "a model that `clsearch export` wrote"
+        raise InputError("model", str(path), allowed, f"It {said}.") from error
     except OSError as error:
         raise InputError("model", str(path), "a model that can be read", str(error)) from error
     if described.get("format") != FORMAT:

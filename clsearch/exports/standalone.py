@@ -103,6 +103,7 @@ class StandaloneModel(nn.Module):
                 "mean": list(transform.mean),
                 "std": list(transform.std),
                 "permuted": self.permutation is not None,
+                "order": transform.order,
             },
             "output": {
                 "dtype": "float32",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -269,14 +268,11 @@ def _select(samples: Samples, plan: Plan, task: Task) -> Samples:
 def _digest(task: Task, train: Samples, validation: Samples) -> str:
     """Digest of what a trial sees of a task: what it is, and every sample."""
     transform = task.transform
-    order = transform.permutation
     return digest(
         {
             "task": [task.number, task.name, task.classes, task.head, task.shape],
             "normalisation": [transform.scale, transform.mean, transform.std],
-            "permutation": None
-            if order is None
-            else hashlib.sha256(order.numpy().data).hexdigest(),
+            "permutation": transform.order,
             "train": train.digest(),
             "validation": validation.digest(),
             **task.answers.identity,

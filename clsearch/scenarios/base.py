@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -31,6 +32,13 @@ class InputTransform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     permutation: Tensor | None = None
+
+    @property
+    def order(self) -> str | None:
+        """SHA-256 of the permutation; None: pixels stay as they are."""
+        if self.permutation is None:
+            return None
+        return hashlib.sha256(self.permutation.numpy().data).hexdigest()
 
     def permute(self, images: Images) -> Images:
         """Images `[N, C, H, W]` of a data set as the task sees them: all channels alike."""
