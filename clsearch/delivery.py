@@ -355,8 +355,8 @@ class _Search:
         runs.describe_model(
             name,
             f"The models that the search `{runs.name}` selected for {chosen['method']}, seed "
-            f"{chosen['seed']}: a version for each task, the latest with the alias `task-N`. The "
-            f"newest version, `models:/{name}/latest`, is that of the last task so far.",
+            f"{chosen['seed']}: a version for each task, the latest of task N with the alias "
+            f"`task-N`. The newest version, `models:/{name}/latest`, is that of the last task so far.",
         )
         found = runs.version(name, key)
         if found is None:

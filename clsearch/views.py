@@ -29,12 +29,12 @@ def trials_key(method: str) -> str:
 def base_views(search: str, hyper: Sequence[str]) -> dict[str, str]:
     """The views of what a search selected, as tags: its digest, and the hyperparameters of all
     methods."""
-    query = f"{of_search(search)} AND {SELECTED}"
+    query = f"{SELECTED} AND {of_search(search)}"
     columns, order = (*PLACE, *hyper), "params.`task`"
     selected = _view("Selected models", query, order, columns, ("margin", *OUTCOME), PLACE, ())
     names = ("clsearch.hyperparameters",)
     metrics = ("margin", *OUTCOME[1:4], "candidates_within_margin", *TESTED)
-    query = f"{of_search(search)} AND tags.\"clsearch.kind\" = 'task'"
+    query = f"tags.\"clsearch.kind\" = 'task' AND {of_search(search)}"
     chosen = _view("Selections by task", query, "params.`task`", (), metrics, PLACE, names)
     return {PREFIX + SELECTED_KEY: selected, PREFIX + SELECTIONS_KEY: chosen}
 
@@ -43,7 +43,7 @@ def trials_view(search: str, method: str, hyper: Sequence[str]) -> dict[str, str
     """The view of a method's trials in a search, as a tag. One for each method: MLflow leaves a run
     without one of the parameters out of its parallel coordinates."""
     kinds = f"tags.\"clsearch.kind\" = 'trial' AND tags.\"clsearch.method\" = '{method}'"
-    query = f"{of_search(search)} AND {kinds}"
+    query = f"{kinds} AND {of_search(search)}"
     columns = ("task", *hyper)
     tags = ("clsearch.selected", "clsearch.within_margin", "clsearch.why")
     name = TRIALS_OF + method
