@@ -87,6 +87,7 @@ def resumed(out: Path, undisturbed: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(600)
 def test_a_driver_killed_again_and_again(
     config: Path, undisturbed: Path, killed: list[Driver], tmp_path: Path
 ) -> None:
