@@ -63,6 +63,7 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     Raises `InputError` before anything is written; `ClsearchError` when the run fails and
     `InterruptedRunError` when it is stopped, both with the command that goes on with it.
     """
+    from clsearch.pruning.measure import one_thread
     from clsearch.sequence import Search
     from clsearch.system import resolve
 
@@ -71,7 +72,7 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     resume = command("resume", out, *(["--address", options.address] if options.address else []))
     with claimed(out, config):
         try:
-            with one_thread():
+            with one_thread():  # commits measure here
                 failed = _search(search, options, console)
         except KeyboardInterrupt as stop:
             begun = (out / "config.yaml").exists()
@@ -158,20 +159,6 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
         )
     _print_end(found, out, ui_command(out, config.tracking.uri), console)
     return failed
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """torch computes in one thread: what a commit measures must not depend on how many cores the
-    driver's machine has."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 WATCH = """

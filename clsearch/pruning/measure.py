@@ -31,7 +31,7 @@ def compare(full: nn.Module, small: nn.Module, batches: Sequence[Tensor]) -> dic
     """
     models = {"before": full, "after": small}
     differences, latency = [], []
-    with _one_thread(), torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         for batch in batches:
             expected, found = full(batch), small(batch)
             differences.append(float((expected - found).abs().max()))
@@ -61,7 +61,8 @@ def _milliseconds(models: dict[str, nn.Module], batch: Tensor) -> dict[str, floa
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread: what is measured must not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
