@@ -66,7 +66,7 @@ def room(module: str) -> str:
 @pytest.mark.parametrize(
     ("package", "module"),
     [
-        ("ray", "clsearch.search.ray_backend"),
+        ("ray", "clsearch.search._ray"),
         ("mlflow", "clsearch.mlflow_runs"),
         ("torchvision", "clsearch.data._torchvision"),
     ],

@@ -1,4 +1,4 @@
-"""The searcher on Ray Tune: the only module that imports Ray.
+"""The searcher on Ray Tune.
 
 One Tune run a task holds the packs of all chains; a pack is one Tune trial. Tune schedules,
 retries packs whose worker died, and forgets: its own state goes to a temporary folder, the journal
@@ -29,26 +29,9 @@ from clsearch.protocols import Job, LayerScanJob
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search import local
+from clsearch.search._ray import ray, ray_constants, raylet, tune
 from clsearch.search.probe import probe
 from clsearch.store import Store
-
-for _name, _value in {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_THRESHOLD_S": "60",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-import ray  # noqa: E402 - the switches above are read at import
-from ray import _raylet as raylet  # noqa: E402
-from ray import tune  # noqa: E402
-from ray._private import ray_constants  # noqa: E402
 
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and in how many Tune runs it may.
