@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clsearch.config import Config
-from clsearch.errors import StoreError
+from clsearch.errors import DeviceLostError, StoreError
 from clsearch.methods.base import ChainState, Context, Start
 from clsearch.models.base import Params
 from clsearch.protocols import FineTuneJob, Job
@@ -126,7 +126,9 @@ def run_pack(
         return
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's result
+    except Exception as error:
+        if device_lost(error):
+            raise DeviceLostError(f"{type(error).__name__}: {error}") from error
         if len(rest.keys) == 1:
             yield _failed(rest, error, store)
             return
@@ -154,7 +156,20 @@ def out_of_memory(error: BaseException) -> bool:
     alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in said or "CUDA error: out of memory" in said
+    )
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether the GPU has failed, or a kernel on it: CUDA then refuses all that the process asks
+    for from there on."""
+    if out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
 
 
 def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
