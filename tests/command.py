@@ -65,7 +65,7 @@ class Driver:
         self.family.update(found)
         return found
 
-    def until(self, what: Callable[[], object], seconds: float = 120.0) -> None:
+    def until(self, what: Callable[[], object], seconds: float = 300.0) -> None:
         """Waits until something is true of a driver that is still at work."""
         end = time.monotonic() + seconds
         while not what():
