@@ -30,6 +30,7 @@ from clsearch.search import local
 from clsearch.search._ray import ray, ray_constants, raylet, tune
 from clsearch.search.probe import probe
 from clsearch.search.shipping import packed, place_here, this_node, unpacked
+from clsearch.search.slots import slots_of
 from clsearch.store import Store
 
 RETRIES, ROUNDS = 1, 3
@@ -63,26 +64,12 @@ class RaySearcher:
                     self._start_local(resources)
                 else:
                     _join(address)
-            self._look(resources)
+            slots = slots_of(resources)
         except BaseException:
             self.close()
             raise
-
-    def _look(self, resources: ResourcesConfig) -> None:
-        """What a pack takes, and how many of them fit at a time."""
-        total = ray.cluster_resources()
-        gpus = total.get("GPU", 0.0)
-        if resources.device == "cuda" and not gpus:
-            raise InputError("resources.device", "cuda", "cpu, or auto: Ray sees no GPU here")
-        self.device = "cuda" if gpus and resources.device != "cpu" else "cpu"
-        self.bundle, self.memory = {"CPU": 1.0}, None
-        if self.device == "cuda":
-            self.bundle["GPU"] = resources.gpus
-            asked = ray.remote(num_cpus=1, num_gpus=resources.gpus)(_gpu_memory).remote()
-            self.memory = int(ray.get(asked) * resources.gpus)
-        self.workers = max(
-            1, int(min(total.get(k, 0.0) / v + 1e-9 for k, v in self.bundle.items()))
-        )
+        self.device, self.memory, self.workers = slots.device, slots.memory, slots.workers
+        self.bundle = slots.bundle
 
     def _start_local(self, resources: ResourcesConfig) -> None:
         # A folder of its own: Ray's default one belongs to whoever came first on this machine, and
@@ -188,13 +175,6 @@ class RaySearcher:
         ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _gpu_memory() -> int:
-    """Bytes of the GPU that a worker is given."""
-    import torch
-
-    return int(torch.cuda.mem_get_info()[1])
 
 
 @contextlib.contextmanager
