@@ -60,6 +60,11 @@ def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, 
     return {name: value.to(device) for name, value in tensors.items()}
 
 
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 @dataclass(frozen=True)
 class Bench:
     """Everything a pack needs beside its hyperparameters, on its device."""
@@ -228,7 +233,7 @@ def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, Trai
         free=tuple(0 for _ in layers),
         curve=tuple(trained.curve),
         epochs=len(trained.curve),
-        device=str(bench.device),
+        device=device_name(bench.device),
     )
     if trained.params is None:
         return record, None
