@@ -11,8 +11,9 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,15 @@ class Damage:
     @property
     def nothing(self) -> bool:
         return self.lost == 0 and self.equal
+
+    @classmethod
+    def total(cls, found: Sequence[Damage]) -> Damage:
+        """The damage of several searches together."""
+        sums = (sum(getattr(one, name) for one in found) for name in COUNTS)
+        return cls(*sums, equal=all(one.equal for one in found))
+
+
+COUNTS = ("injected", "before", "lost", "retrained")
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ class Finished:
 
 
 def finished(store: Store) -> dict[str, Finished]:
-    """The sound finished trials of a journal, by key."""
+    """The finished trials of a journal, by key."""
     selector = fs.FileSelector(f"{store.base}/trials", recursive=True, allow_not_found=True)
     found = {}
     for info in store.fs.get_file_info(selector):
@@ -94,6 +104,8 @@ def finished(store: Store) -> dict[str, Finished]:
             files = json.loads(manifest)["files"]
             del files["record.json"]
             data = json.loads(record)
+            if data["lost"]:  # to the machine: it has to be trained again
+                continue
             for name in ("duration", "started", "host", "pack_size"):
                 del data[name]
             result = json.dumps([data, files], sort_keys=True)
@@ -111,18 +123,41 @@ class Ground:
     """Where a fault is injected: a config, the folder of its undisturbed run, and a temporary
     folder, in which `out` is the folder of the search to be broken."""
 
-    def __init__(self, config: Path, undisturbed: Path, folder: Path, times: int = 1) -> None:
-        self.config, self.undisturbed, self.folder, self.times = config, undisturbed, folder, times
+    def __init__(self, reference: Reference, folder: Path, times: int = 1) -> None:
+        self.reference, self.folder, self.times = reference, folder, times
         self.out = folder / "out"
-        self.trials = len(finished(Store(str(undisturbed / "checkpoints"))))
         self.drivers: list[Driver] = []
-        (folder / "injection").mkdir(parents=True, exist_ok=True)
+        self._others: list[Ground] = []
+        (folder / "injection").mkdir(parents=True)
+
+    @property
+    def config(self) -> Path:
+        return self.reference.config
+
+    @property
+    def undisturbed(self) -> Path:
+        return self.reference.out
+
+    @property
+    def trials(self) -> int:
+        """How many trials the search has."""
+        return len(self.reference.trials)
+
+    @property
+    def seconds(self) -> float:
+        """How long the undisturbed search took."""
+        return self.reference.seconds
+
+    def another(self, name: str) -> Ground:
+        """A ground for one more search of the same fault."""
+        self._others.append(Ground(self.reference, self.folder / name, self.times))
+        return self._others[-1]
 
     def environment(self, inject: str = "", **more: str) -> dict[str, str]:
         """The environment of a process under test (the driver's; on a cluster, that of its nodes).
 
-        `inject` names a fault of tests/injection/methods/injected.py. Every trial that a worker
-        begins is noted.
+        `inject` names a fault of tests/injection/injected.py, with `=` and its argument if
+        it has one. Every trial that a worker begins is noted.
         """
         variables = environment(**more)
         paths = [str(INJECTION), *filter(None, [variables.get("PYTHONPATH")])]
@@ -156,7 +191,7 @@ class Ground:
     def copy(self) -> None:
         """Makes `out` a copy of the undisturbed run: a search that is done."""
         shutil.copytree(self.undisturbed, self.out)
-        lines = (f"{key} copied\n" for key in self.finished())
+        lines = (f"{key} 0 0\n" for key in self.finished())
         (self.folder / "injection" / "begun").write_text("".join(lines))
 
     def store(self) -> Store:
@@ -169,19 +204,27 @@ class Ground:
 
     def begun(self) -> Counter[str]:
         """How often each trial was begun so far, by key."""
+        return Counter(key for key, *_ in self._begun())
+
+    def at_work(self) -> list[int]:
+        """The processes that train a trial which is not finished, those that began last first."""
+        done = self.finished()
+        return [int(pid) for key, pid, _ in reversed(self._begun()) if key not in done]
+
+    def _begun(self) -> list[list[str]]:
         file = self.folder / "injection" / "begun"
         lines = file.read_text().splitlines() if file.exists() else []
-        return Counter(line.split()[0] for line in lines)
+        return [line.split() for line in lines]
 
-    def injected(self) -> bool:
-        """Whether a fault of tests/injection has struck."""
-        return (self.folder / "injection" / "injected").exists()
+    def injected(self) -> list[str]:
+        """What of tests/injection has struck."""
+        return sorted(path.stem for path in (self.folder / "injection").glob("*.injected"))
 
     def damage(
         self,
         injected: int,
         before: Mapping[str, Finished],
-        broken: frozenset[str] = frozenset(),
+        broken: Collection[str] = (),
         after: Mapping[str, Finished] | None = None,
     ) -> Damage:
         """What is left of a search that has recovered.
@@ -190,52 +233,70 @@ class Ground:
         whose files it damaged: they alone may be trained again. `after` is the journal now, where
         it is not in the output folder. Raises `AssertionError` for a search that is not complete.
         """
-        after = self.finished() if after is None else after
-        assert len(after) == self.trials, f"{len(after)} of {self.trials} trials are finished"
+        after, sound = self.finished() if after is None else after, self.reference.trials
+        missing = sorted(sound.keys() - after.keys())
+        assert not missing, f"these trials are not in the journal: {missing}"
         own = {key: value for key, value in before.items() if key not in broken}
         again = [key for key in own if key in after and after[key].manifest != own[key].manifest]
         assert not again, f"finished trials were trained again: {again}"
-        sound = finished(Store(str(self.undisturbed / "checkpoints")))
-        lost = [key for key in before if key not in after or after[key].result != sound[key].result]
-        retrained = sum(count - 1 for count in self.begun().values())
+        lost = [
+            key
+            for key, value in before.items()
+            if key not in after or after[key].result != sound.get(key, value).result
+        ]
         files = ("selections.json", "accuracy_matrix.json")
         equal = all(
             (self.out / name).read_bytes() == (self.undisturbed / name).read_bytes()
             for name in files
         )
-        return Damage(injected, len(before), len(lost), retrained, equal)
+        return Damage(injected, len(before), len(lost), self.retrained(), equal)
+
+    def retrained(self) -> int:
+        """How many times a trial was begun that had been begun before."""
+        return sum(count - 1 for count in self.begun().values())
 
     def end(self) -> None:
         """Ends what is left of all drivers, whatever happened."""
         for driver in self.drivers:
             driver.end()
+        for other in self._others:
+            other.end()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A search that nothing happened to: its config, its folder, its finished trials, and the
+    seconds it took."""
+
+    config: Path
+    out: Path
+    trials: Mapping[str, Finished]
+    seconds: float
+
+    @classmethod
+    def run(cls, folder: Path) -> Reference:
+        config, out, began = faults_config(folder), folder / "undisturbed", time.monotonic()
+        done = clsearch("run", config, "--out", out, timeout=PATIENCE)
+        took = time.monotonic() - began
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return cls(config, out, finished(Store(str(out / "checkpoints"))), took)
 
 
 def faults_config(folder: Path, **sections: Any) -> Path:
-    """Two tasks, two chains, two trials each, one trial a pack: something is always at work."""
+    """Two tasks of four trials, one trial a pack: something is always at work."""
     given: dict[str, Any] = {
         "name": "faults",
-        "training": {"epochs": 25, "batch_size": 32},
-        "methods": [
-            {"name": "finetune", "grid": {"lr": [0.001, 0.004]}},
-            {"name": "clnp", "grid": {"lr": [0.003], "l1": [1e-5, 1e-4]}},
-        ],
+        "training": {"epochs": 5, "batch_size": 32},
+        "methods": [{"name": "clnp", "grid": {"lr": [0.001, 0.003], "l1": [1e-5, 1e-4]}}],
         "resources": {"workers": 2, "pack": 1},
     }
     return write_config(folder / "faults.yaml", **(given | sections))
 
 
-def undisturbed_run(config: Path, out: Path) -> Path:
-    """Runs the search that nothing happens to; its folder."""
-    done = clsearch("run", config, "--out", out, timeout=PATIENCE)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return out
-
-
 @contextmanager
-def ground(times: int, config: Path, undisturbed: Path, folder: Path) -> Iterator[Ground]:
+def ground(reference: Reference, folder: Path, times: int) -> Iterator[Ground]:
     """The ground of one fault; nothing is at work on it afterwards."""
-    made = Ground(config, undisturbed, folder, times)
+    made = Ground(reference, folder, times)
     try:
         yield made
     finally:

@@ -18,12 +18,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
-from fault_matrix import FAULTS, Damage, Fault, faults_config, ground, undisturbed_run
+from fault_matrix import FAULTS, Damage, Fault, Reference, ground
 
-MODULES = ("fault_local", "fault_services", "fault_cluster")
+MODULES = ("fault_local", "fault_files", "fault_services", "fault_cluster")
 """Where the faults are. Being in one of them is being in the matrix."""
 
 HEADER = (
@@ -46,12 +47,12 @@ def row(name: str, damage: Damage) -> str:
     return f"| {name} | {' | '.join(map(str, counts))} | {equal} |"
 
 
-def struck(fault: Fault, times: int, config: Path, undisturbed: Path) -> tuple[str, bool]:
+def struck(fault: Fault, times: int, reference: Reference) -> tuple[str, bool]:
     """Injects a fault; what to print, and whether all is well."""
     # In /tmp and short: the path of a socket may have 107 characters.
     with tempfile.TemporaryDirectory(prefix="clsearch-fault-", dir="/tmp") as folder:
         try:
-            with ground(times, config, undisturbed, Path(folder)) as made:
+            with ground(reference, Path(folder) / "ground", times) as made:
                 damage = fault.inject(made)
         except pytest.skip.Exception as reason:
             return f"| {fault.name} | not here: {reason} | | | | |", True
@@ -76,15 +77,15 @@ def main() -> int:
     if asked.list or not wanted:
         print("\n".join(fault.name for fault in (wanted or FAULTS.values())))
         return 0 if asked.list else 2
+    torch.set_num_threads(1)
     began, sound = time.monotonic(), True
     with tempfile.TemporaryDirectory(prefix="clsearch-faults-", dir="/tmp") as folder:
-        config = faults_config(Path(folder))
-        undisturbed = undisturbed_run(config, Path(folder) / "undisturbed")
+        reference = Reference.run(Path(folder))
         print(f"{HEADER}\n|---|---|---|---|---|---|", flush=True)
         for fault in wanted:
             times = fault.short if asked.short else fault.full
             if times:
-                line, well = struck(fault, times, config, undisturbed)
+                line, well = struck(fault, times, reference)
                 print(line, flush=True)
                 sound = sound and well
     print(f"\n{'0 lost, all equal' if sound else 'NOT SOUND'}; {time.monotonic() - began:.0f} s")

@@ -735,6 +735,29 @@ def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
     assert run.data.tags["clsearch.selected"] == "true"
 
 
+def test_trials_before_the_task_just_selected_take_no_memory_and_are_found_again(
+    out: Path,
+) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    for task in (1, 2):
+        tracker.trial(trial(1, task))
+        tracker.trial(trial(2, task))
+        tracker.committed(committed(2, None, task))
+    tracker.trial(trial(2, 1, duration=3.0))
+    assert tracker.close(60) == 0, tracker.problem
+    (search,) = tracker._delivery._searches.values()
+    kept = {run.tags["clsearch.task"] for run in search._runs.runs.values()}
+    again = f"{DIGEST}/ewc/0/1/{2:032x}"
+    assert again in search._runs.runs
+    gone = {key for key in search._runs.runs if key.startswith(f"{DIGEST}/ewc/0/1/")} - {again}
+    assert (gone, kept) == (set(), {"all", "1", "2"})
+    found = runs(client(out))  # asserts that no key has two runs
+    assert len(found) == 7
+    first = found["ewc · seed 0 · task 1 · lr=0.001 strength=20"]
+    assert (first.data.metrics["duration"], first.data.tags["clsearch.selected"]) == (3.0, "true")
+
+
 def test_run_created_twice_by_a_lost_answer_is_one_again(out: Path) -> None:
     tracker = MLflowTracker(out)
     tracker.start(INFO)

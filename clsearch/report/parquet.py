@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clsearch.files import atomic_write
+from clsearch.errors import DamagedError
+from clsearch.files import atomic_write, sha256_of
 from clsearch.records import (
     Candidate,
     Round,
@@ -137,9 +138,34 @@ def _write_parquet(
 
     schema = pa.schema((name, type_of(kind)) for name, kind in columns.items())
     arrays = [pa.array([row[f.name] for row in rows], type=f.type) for f in schema]
+    table = pa.Table.from_arrays(arrays, schema=schema.with_metadata({_COLUMNS: _digest(schema)}))
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     atomic_write(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: Path) -> Any:
+    """A table that `write_tables` wrote. Raises `FileNotFoundError`, and `DamagedError` for a file
+    that is cut or changed: pages have their checksums, and the columns have one of ours."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        if (table.schema.metadata or {}).get(_COLUMNS) != _digest(table.schema):
+            raise ValueError("its columns are not those that a search writes")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DamagedError(f"{path} cannot be read ({error})") from error
+    return table.replace_schema_metadata(None)
+
+
+_COLUMNS = b"clsearch.columns"
+
+
+def _digest(schema: Any) -> bytes:
+    return sha256_of("\n".join(f"{f.name}: {f.type}" for f in schema).encode()).encode()
 
 
 def trials_of(trials: Any, scan: Any) -> list[TrialRecord]:
