@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +93,8 @@ class Watched:
             }
         children = self.driver.children(recursive=True)
         self.family.update(children)
-        sums = Counter(
-            processes=1, threads=own["driver_threads"], descriptors=own["driver_descriptors"]
-        )
+        sums: defaultdict[str, float] = defaultdict(float, processes=1)
+        sums["threads"], sums["descriptors"] = own["driver_threads"], own["driver_descriptors"]
         for child in children:
             try:
                 with child.oneshot():
@@ -107,7 +106,7 @@ class Watched:
                     sums["workers_memory" if worker else "ray_memory"] += memory
                     if child.name() == "raylet":
                         sums["store"] += _shared(child)
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue  # it has just ended
         done = len(list(self.out.glob("checkpoints/commits/[!.]*"))) / len(METHODS)
         return {
