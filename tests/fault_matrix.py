@@ -211,14 +211,19 @@ class Ground:
         done = self.finished()
         return [int(pid) for key, pid, _ in reversed(self._begun()) if key not in done]
 
+    def begun_in(self, process: str) -> int:
+        """How many trials a process has begun."""
+        return [pid for _, pid, _ in self._begun()].count(process)
+
     def _begun(self) -> list[list[str]]:
         file = self.folder / "injection" / "begun"
         lines = file.read_text().splitlines() if file.exists() else []
         return [line.split() for line in lines]
 
-    def injected(self) -> list[str]:
-        """What of tests/injection has struck."""
-        return sorted(path.stem for path in (self.folder / "injection").glob("*.injected"))
+    def injected(self) -> dict[str, str]:
+        """What of tests/injection has struck, and in which process."""
+        files = (self.folder / "injection").glob("*.injected")
+        return {file.stem: file.read_text() for file in files}
 
     def damage(
         self,

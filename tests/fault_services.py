@@ -7,14 +7,13 @@ import json
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from command import Driver
-from fault_local import ended_well
+from fault_local import ended_well, fill, small_disk
 from fault_matrix import PATIENCE, Damage, Finished, Ground, fault, finished
 from object_store import CREDENTIALS, ObjectStore, object_store
 from pyarrow import fs
@@ -114,28 +113,6 @@ def mlflow(folder: Path) -> Iterator[Mlflow]:
         yield started
     finally:
         started.kill()
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[None]:
-    """A disk of its own at a folder; skips where there is no permission to mount one."""
-    folder.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Fills the disk of a folder to the last byte; the file that does it."""
-    filler = folder / ".filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
-        while stream.write(b"0" * 4096):
-            pass
-    return filler
 
 
 def begun(ground: Ground, *options: object, env: Mapping[str, str] | None = None) -> Driver:

@@ -25,9 +25,10 @@ MIB = 1 << 20
 
 
 def first(what: str) -> bool:
-    """Whether this is the first to break this, of all processes."""
+    """Whether this is the first to break this, of all processes; its number goes into the file."""
     try:
-        (FOLDER / f"{what}.injected").touch(exist_ok=False)
+        with (FOLDER / f"{what}.injected").open("x") as stream:
+            stream.write(str(os.getpid()))
     except FileExistsError:
         return False
     return True
