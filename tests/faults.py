@@ -1,6 +1,6 @@
 """Injects every fault of the matrix for real and prints what was lost.
 
-    python -m tests.faults [NAME …] [--short] [--list]
+    python -m tests.faults [NAME …] [--short] [--list] [--undisturbed FOLDER]
 
 NAME is a part of a fault's name; none means all. Each fault strikes a search of its own, or a copy
 of one, which then has to come to the selections of a run that nothing happened to. Exit code 1
@@ -68,6 +68,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of a fault's name")
     parser.add_argument("--short", action="store_true", help="as often as the tests do")
     parser.add_argument("--list", action="store_true", help="print the names of the faults")
+    parser.add_argument(
+        "--undisturbed", type=Path, help="folder that keeps the undisturbed run for the next time"
+    )
     asked = parser.parse_args()
     wanted = [
         fault
@@ -80,7 +83,7 @@ def main() -> int:
     torch.set_num_threads(1)
     began, sound = time.monotonic(), True
     with tempfile.TemporaryDirectory(prefix="clsearch-faults-", dir="/tmp") as folder:
-        reference = Reference.run(Path(folder))
+        reference = Reference.run(asked.undisturbed or Path(folder))
         print(f"{HEADER}\n|---|---|---|---|---|---|", flush=True)
         for fault in wanted:
             times = fault.short if asked.short else fault.full
