@@ -156,8 +156,8 @@ class Ground:
     def environment(self, inject: str = "", **more: str) -> dict[str, str]:
         """The environment of a process under test (the driver's; on a cluster, that of its nodes).
 
-        `inject` names a fault of tests/injection/injected.py, with `=` and its argument if
-        it has one. Every trial that a worker begins is noted.
+        `inject` names faults of tests/injection/injected.py, with commas between them, `=` and an
+        argument after one that has it. Every trial that a worker begins is noted.
         """
         variables = environment(**more)
         paths = [str(INJECTION), *filter(None, [variables.get("PYTHONPATH")])]

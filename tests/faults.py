@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -56,8 +58,9 @@ def struck(fault: Fault, times: int, reference: Reference) -> tuple[str, bool]:
                 damage = fault.inject(made)
         except pytest.skip.Exception as reason:
             return f"| {fault.name} | not here: {reason} | | | | |", True
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong is this fault's line
-            return f"| {fault.name} | {type(error).__name__} | | | | no |\n{error}", False
+        except (Exception, pytest.fail.Exception) as error:  # whatever goes wrong is its line
+            traceback.print_exc()
+            return f"| {fault.name} | {type(error).__name__} | | | | no |", False
         return row(fault.name, damage), damage.nothing
 
 
@@ -81,6 +84,7 @@ def main() -> int:
         print("\n".join(fault.name for fault in (wanted or FAULTS.values())))
         return 0 if asked.list else 2
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left at work
     began, sound = time.monotonic(), True
     with tempfile.TemporaryDirectory(prefix="clsearch-faults-", dir="/tmp") as folder:
         reference = Reference.run(asked.undisturbed or Path(folder))
