@@ -58,7 +58,7 @@ def struck(fault: Fault, times: int, reference: Reference) -> tuple[str, bool]:
                 damage = fault.inject(made)
         except pytest.skip.Exception as reason:
             return f"| {fault.name} | not here: {reason} | | | | |", True
-        except (Exception, pytest.fail.Exception) as error:  # whatever goes wrong is its line
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - told in its line
             traceback.print_exc()
             return f"| {fault.name} | {type(error).__name__} | | | | no |", False
         return row(fault.name, damage), damage.nothing
