@@ -18,6 +18,7 @@ from clsearch.errors import InputError
 from clsearch.mlflow_runs import refused
 from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
+from clsearch.redaction import holds_secret
 
 if TYPE_CHECKING:
     from clsearch.protocols import Committed, SearchInfo, Tracker
@@ -183,12 +184,15 @@ def scheme(uri: str) -> str:
 
 
 def _check(uri: str) -> None:
-    shown = re.sub(r"\?.*", "?…", re.sub("//.*@", "//…@", uri))
+    found = re.search(r"[?#]", uri)
+    place, rest = (uri[: found.start()], uri[found.start() :]) if found else (uri, "")
+    shown = re.sub("//.*@", "//…@", place) + rest[:1] + "…" * bool(rest)
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))
     # SQLAlchemy takes any character but @ as part of a password.
     user = r"[^/]*//[^/]*@" if is_server(uri) else r"[^/]*//[^/:@]*(:[^@]*)?@"
-    if re.match(user, uri) or NAMED.search(unquote(uri.partition("?")[2])):
+    rest = unquote(rest)
+    if re.match(user, uri) or NAMED.search(rest[1:]) or holds_secret(rest):
         step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
         raise InputError("tracking.uri", shown, "an address without name and password", step)
     if scheme(uri) in ("http", "https") and not urlsplit(uri).hostname:

@@ -90,6 +90,11 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
         searcher = RaySearcher(ResourcesConfig(workers=1, device="cpu"))
         try:
             assert searcher.try_out().startswith("a task ran")
+            # Ray lets everybody write to its own folder: nobody else gets as far.
+            assert stat.S_IMODE(Path(searcher._folder).stat().st_mode) == 0o700
+            sockets = [p for p in Path(searcher._folder).rglob("*") if p.is_socket()]
+            assert sockets
+            assert max(len(str(p)) for p in sockets) < 100
             me = psutil.Process()
             listening = [
                 connection.laddr.ip
