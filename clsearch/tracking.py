@@ -184,17 +184,18 @@ def scheme(uri: str) -> str:
 
 
 def _check(uri: str) -> None:
-    found = re.search(r"[?#]", uri)
-    place, rest = (uri[: found.start()], uri[found.start() :]) if found else (uri, "")
-    shown = re.sub("//.*@", "//…@", place) + rest[:1] + "…" * bool(rest)
+    shown = re.sub(r"([?#]).*", r"\1…", re.sub("//.*@", "//…@", uri))
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))
     # SQLAlchemy takes any character but @ as part of a password.
     user = r"[^/]*//[^/]*@" if is_server(uri) else r"[^/]*//[^/:@]*(:[^@]*)?@"
-    rest = unquote(rest)
+    rest = unquote("".join(re.split(r"(?=[?#])", uri, maxsplit=1)[1:]))
     if re.match(user, uri) or NAMED.search(rest[1:]) or holds_secret(rest):
         step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
         raise InputError("tracking.uri", shown, "an address without name and password", step)
+    if scheme(uri) in ("http", "https") and re.search("[?#]", uri):
+        step = "MLflow has no place for it. A token belongs into MLFLOW_TRACKING_TOKEN."
+        raise InputError("tracking.uri", shown, "an address of a server without ?… or #…", step)
     if scheme(uri) in ("http", "https") and not urlsplit(uri).hostname:
         raise InputError("tracking.uri", uri, f"an address with a host, like {HTTP}")
 

@@ -28,7 +28,7 @@ from clsearch.records import TrialRecord
 from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
-from clsearch.search._ray import ray, ray_constants, raylet, tune
+from clsearch.search._ray import authenticated, ray, ray_constants, tune
 from clsearch.search.probe import probe
 from clsearch.search.shipping import packed, place_here, this_node, unpacked
 from clsearch.search.slots import slots_of
@@ -78,7 +78,7 @@ class RaySearcher:
         local.sweep()
         self._folder = local.new_folder()
         try:
-            with _authenticated(local.new_token(self._folder)), _on_loopback():
+            with authenticated(local.new_token(self._folder)), _on_loopback():
                 ray.init(
                     address="local",
                     num_cpus=resources.workers or cores(),
@@ -88,7 +88,7 @@ class RaySearcher:
                     configure_logging=True,
                     _temp_dir=f"{self._folder}/{local.RAY}",
                 )
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises a bare one where the machine is too busy
             said = " ".join(str(error).split())
             raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
 
@@ -179,18 +179,6 @@ class RaySearcher:
 
 
 @contextlib.contextmanager
-def _authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Ray's processes that start meanwhile, and this one from now on, use this token.
-
-    Ray remembers mode and token of the cluster that the process had before.
-    """
-    with local.environment(variables):
-        raylet.Config.initialize("")  # type: ignore[attr-defined]
-        raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
-        yield
-
-
-@contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
     """A Ray that starts meanwhile listens on loopback alone, as it does by itself on macOS."""
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -208,7 +196,7 @@ def _join(address: str) -> None:
     try:
         if address != "auto":
             probe(address)
-        with _authenticated(local.cluster_token(address)):
+        with authenticated(local.cluster_token(address)):
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
             mode = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=60)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
