@@ -18,6 +18,9 @@ from clsearch.errors import InputError
 FOLDER = "clsearch-ray-"
 """What Ray's folders begin with; the number of the process that made them comes next."""
 
+RAY = "r"
+"""Ray's own folder in there: Ray lets everybody write to it, so a closed one is around it."""
+
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """Ray's own variables: `token` or `disabled`, the token, and the file that holds it."""
 

@@ -25,6 +25,7 @@ from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
 from clsearch.protocols import Job, LayerScanJob
 from clsearch.records import TrialRecord
+from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import authenticated, ray, ray_constants, tune
@@ -85,7 +86,7 @@ class RaySearcher:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     configure_logging=True,
-                    _temp_dir=self._folder,
+                    _temp_dir=f"{self._folder}/{local.RAY}",
                 )
         except Exception as error:  # Ray raises a bare one where the machine is too busy
             said = " ".join(str(error).split())
@@ -239,7 +240,7 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         text = str(trial.get_error() or "")
         reason = "its worker died again and again"
         if "RayTaskError" in text:  # it lived, and raised outside of any trial
-            reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
+            reason = redacted(f"its worker cannot train: {text.strip().splitlines()[-1]}")
         self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
