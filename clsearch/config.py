@@ -184,6 +184,11 @@ class ResourcesConfig(Strict):
     gpus: float = Field(
         1.0, gt=0, le=1, description="Share of a GPU that one pack takes, on `cuda`."
     )
+    accelerator: str | None = Field(
+        None,
+        description="Type of GPU that all trials run on, as Ray names it (`A100`), so that they"
+        " round alike; default any. The smallest GPU bounds the size of packs.",
+    )
     workers: int | None = Field(
         None, ge=1, description="Worker processes of a local run; default one for each core."
     )
@@ -197,7 +202,10 @@ class ResourcesConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _address(self) -> ResourcesConfig:
+    def _checked(self) -> ResourcesConfig:
+        if self.accelerator is not None and self.device == "cpu":
+            step = "Trials on a CPU take no GPU of any type."
+            raise InputError("accelerator", self.accelerator, "null where `device` is cpu", step)
         storage = self.storage
         if storage is not None and holds_secret(storage):
             step = "Credentials come from the environment: AWS_ACCESS_KEY_ID, …"

@@ -53,6 +53,11 @@ class DamagedError(StoreError):
     """A stored file does not match the SHA-256 its manifest names."""
 
 
+class DeviceLostError(ClsearchError):
+    """A GPU has failed under this process, which can compute nothing on it any more: no trial's
+    fault."""
+
+
 class InterruptedRunError(ClsearchError):
     """The user or the system stopped the run (Ctrl-C, SIGTERM); it can be taken up again."""
 

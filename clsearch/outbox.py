@@ -150,7 +150,18 @@ class Outbox:
         return self._waiting[1] if len(self._waiting) > 1 else None
 
     def remove(self, entry: Entry) -> None:
-        """Forgets a delivered entry. Raises `OSError` when it cannot be deleted."""
+        """Forgets a delivered entry, and what was set aside of it when it was refused before.
+        Raises `OSError` when it cannot be deleted."""
+        kept = self._kept(entry)
+        kept.unlink(missing_ok=True)
+        shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
+        self._drop(entry)
+
+    def _kept(self, entry: Entry) -> Path:
+        """Where an entry goes that is refused."""
+        return self.folder / "rejected" / f"{entry.identity}.json"
+
+    def _drop(self, entry: Entry) -> None:
         with self._lock:
             entry.file.unlink(missing_ok=True)
             shutil.rmtree(entry.files, ignore_errors=True)
@@ -158,13 +169,13 @@ class Outbox:
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Moves an entry to `rejected/`, with the reason. Raises `StoreError` or `OSError`."""
-        kept = self.folder / "rejected" / f"{entry.identity}.json"
+        kept = self._kept(entry)
         text = entry.file.read_text(encoding="utf-8", errors="replace")
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
         if entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
             shutil.copytree(entry.files, kept.with_suffix(".files"))
-        self.remove(entry)
+        self._drop(entry)
 
     def rejected(self) -> list[Path]:
         """The entries that were refused for good."""
@@ -174,6 +185,8 @@ class Outbox:
         """Removes the folder if nothing waits and nothing was rejected."""
         with self._lock, contextlib.suppress(OSError):
             if not self._waiting:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.folder / "rejected").rmdir()
                 self.folder.rmdir()
 
     def _sweep(self) -> None:

@@ -183,7 +183,7 @@ def scheme(uri: str) -> str:
 
 
 def _check(uri: str) -> None:
-    shown = re.sub(r"\?.*", "?…", re.sub("//.*@", "//…@", uri))
+    shown = re.sub(r"([?#]).*", r"\1…", re.sub("//.*@", "//…@", uri))
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))
     # SQLAlchemy takes any character but @ as part of a password.
@@ -191,6 +191,9 @@ def _check(uri: str) -> None:
     if re.match(user, uri) or NAMED.search(unquote(uri.partition("?")[2])):
         step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
         raise InputError("tracking.uri", shown, "an address without name and password", step)
+    if scheme(uri) in ("http", "https") and re.search("[?#]", uri):
+        step = "MLflow has no place for it. A token belongs into MLFLOW_TRACKING_TOKEN."
+        raise InputError("tracking.uri", shown, "an address of a server without ?… or #…", step)
     if scheme(uri) in ("http", "https") and not urlsplit(uri).hostname:
         raise InputError("tracking.uri", uri, f"an address with a host, like {HTTP}")
 

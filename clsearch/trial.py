@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clsearch.config import Config
-from clsearch.errors import StoreError
+from clsearch.errors import DeviceLostError, StoreError
 from clsearch.methods.base import ChainState, Context, Start
 from clsearch.models.base import Params
 from clsearch.protocols import FineTuneJob, Job
@@ -58,6 +58,11 @@ def start_on(start: Start, device: torch.device) -> Start:
 def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Named tensors on a device."""
     return {name: value.to(device) for name, value in tensors.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,9 @@ def run_pack(
         return
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's result
+    except Exception as error:
+        if device_lost(error):
+            raise DeviceLostError(f"{type(error).__name__}: {error}") from error
         if len(rest.keys) == 1:
             yield _failed(rest, error, store)
             return
@@ -154,7 +161,20 @@ def out_of_memory(error: BaseException) -> bool:
     alone."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in said or "CUDA error: out of memory" in said
+    )
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether the GPU has failed, or a kernel on it: CUDA then refuses all that the process asks
+    for from there on."""
+    if out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
 
 
 def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
@@ -213,7 +233,7 @@ def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, Trai
         free=tuple(0 for _ in layers),
         curve=tuple(trained.curve),
         epochs=len(trained.curve),
-        device=str(bench.device),
+        device=device_name(bench.device),
     )
     if trained.params is None:
         return record, None
