@@ -105,9 +105,9 @@ def cluster_token(address: str) -> dict[str, str | None]:
                 path.chmod(0o600)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            step = f"{path}: {reason}. Put the token there, or into {TOKEN}. {UNPROTECTED}"
+            step = f"{path} cannot be read ({reason}). Put the token there, or into {TOKEN}."
             allowed = "a cluster whose token is known here"
-            raise InputError("address", address, allowed, step) from error
+            raise InputError("address", address, allowed, f"{step} {UNPROTECTED}") from error
     return {MODE: "token"}
 
 

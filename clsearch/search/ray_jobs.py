@@ -93,13 +93,12 @@ class JobServer:
             with authenticated(token), local.environment(named):
                 self._client = _client()(self._url)
         except ray.exceptions.AuthenticationError as error:
-            step = f"It refuses the token of {local.TOKEN} or ~/.ray/auth_token."
-            raise InputError("address", address, "a cluster whose token is here", step) from error
+            raise _refused(address) from error
         except _FAILURES as error:
             raise self._unreached(error) from error
 
     def _unreached(self, error: Exception) -> InputError:
-        said = " ".join(str(error).split())
+        said = " ".join(str(getattr(error, "reason", None) or error).split())
         step = f"No job server of Ray answers at {self._url} ({said}). {TUNNEL}"
         return InputError("address", self.address, ALLOWED, step)
 
@@ -211,10 +210,17 @@ def _launched(details: Any) -> LaunchedJob | None:
     )
 
 
+def _refused(address: str) -> InputError:
+    step = f"It refuses the token of {local.TOKEN} or ~/.ray/auth_token."
+    return InputError("address", address, "a cluster whose token is known here", step)
+
+
 def _dashboard(address: str, token: dict[str, str | None]) -> str:
     """Where the dashboard of the cluster at `auto` or HOST:PORT is. Raises `InputError`."""
     try:
-        found = services.canonicalize_bootstrap_address_or_die(address)
+        found = address
+        if address == "auto":
+            found = services.canonicalize_bootstrap_address_or_die(address)
         probe(found)
         with authenticated(token):
             client = raylet.GcsClient(address=found)  # type: ignore[attr-defined]
@@ -223,11 +229,12 @@ def _dashboard(address: str, token: dict[str, str | None]) -> str:
                 ray_constants.KV_NAMESPACE_DASHBOARD,
                 timeout=TIMEOUT,
             )
+    except ray.exceptions.AuthenticationError as error:
+        raise _refused(address) from error
     except _FAILURES as error:
-        reason = " ".join(str(error).split())
-        step = f"The reason: {reason}"
-        if "gRPC" in reason:
-            step += f". If it is the dashboard's, write http://{address}."
+        step = f"The reason: {' '.join(str(error).split())}"
+        if "gRPC" in step:
+            step += f". If it is the dashboard, write http://{address}."
         raise InputError("address", address, ALLOWED, step) from error
     if not said:
         how = "`ray start --head --include-dashboard=true`, with ray[default] installed"
