@@ -7,9 +7,9 @@ The search, its packs, their order and Ray Tune's loop are the real ones; only t
 simulated (`benchmarks/_cluster.py`): they let the recorded time of a pack pass and report what a
 worker would. Nothing trains. The seconds of trials and commits are those of the quickstart, in
 `benchmarks/cluster_fill.json`, made longer by one factor for both, so that a trial takes
-`--seconds` on the mean; then each trial has its own, spread evenly between a shortest and a longest,
-`--spread` times the shortest. The driver's CPU time is its own: it moves the clock, and so do the
-commits, during which it does nothing else.
+`--seconds` on the mean; then each trial has its own, spread evenly between a shortest and a
+longest, `--spread` times the shortest. The driver's CPU time is its own: it moves the clock, and so
+do the commits, during which it does nothing else.
 """
 
 from __future__ import annotations
@@ -308,8 +308,8 @@ def main() -> None:
     with one_core() as searcher:
         start, group, tracking = seconds_to_start(), cost_of_a_group(), cost_of_tracking()
         print(
-            f"measured here: a worker starts in {start:.1f} s; the driver's CPU takes "
-            f"{1e3 * group:.1f} ms for a placement group, {1e3 * tracking:.1f} ms a trial for MLflow"
+            f"measured here: a worker starts in {start:.1f} s; of the driver's CPU, a placement "
+            f"group takes {1e3 * group:.1f} ms and a trial {1e3 * tracking:.1f} ms for MLflow"
         )
         times = Times(Given(asked.chains, 1, 1, asked.seconds, asked.spread))
         print(
