@@ -77,6 +77,7 @@ def search(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_launched_search_is_stopped_and_resumed_from_another_shell(
     cluster: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -99,7 +100,7 @@ def test_a_launched_search_is_stopped_and_resumed_from_another_shell(
     job = launched.stdout.splitlines()[0]
     assert is_job(job, dashboard)
     config.unlink()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while not journal(out):
         assert time.monotonic() < end, told("logs", job, "--address", dashboard)
         time.sleep(0.1)
