@@ -17,11 +17,10 @@ from clsearch.errors import ClsearchError, InputError, InterruptedRunError, Stor
 from clsearch.files import cores
 from clsearch.folder import (
     claimed,
-    command,
     open_store,
     write_config,
 )
-from clsearch.messages import say
+from clsearch.messages import command, say
 from clsearch.records import Selection, TaskResult
 from clsearch.store import Store
 

@@ -39,8 +39,9 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 PATIENCE, LONGEST_PAUSE = 60.0, 8.0
 """Seconds an object store may be away, and between two attempts, at most."""
 
-SILENCE = 10
-"""Seconds after which a request to an object store is given up that has had no answer."""
+SILENCE, TRIES = 5, 3
+"""Seconds after which a request to an object store that has no answer is given up, and how often
+its client sends it."""
 
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -56,19 +57,19 @@ def plain(name: str) -> str:
 def _opened(root: str) -> tuple[Any, str]:
     """The file system of a root, and the path in it.
 
-    The clients of object stores try again by themselves, for minutes (S3) or a quarter of an hour
-    (Google's), and are deaf to Ctrl-C meanwhile. Here each try is one, and the pauses are ours.
+    The clients of object stores try again by themselves while a server does not answer, for minutes
+    (S3's) or a quarter of an hour (Google's), and are deaf to Ctrl-C meanwhile. Here it is seconds.
     """
     found, base = fs.FileSystem.from_uri(root)
-    once: dict[str, Any] = {}
+    soon: dict[str, Any] = {}
     if found.type_name == "s3":
-        tries = fs.AwsStandardS3RetryStrategy(max_attempts=1)
-        once = {"retry_strategy": tries, "request_timeout": SILENCE, "connect_timeout": SILENCE}
+        tries = fs.AwsStandardS3RetryStrategy(max_attempts=TRIES)
+        soon = {"retry_strategy": tries, "request_timeout": SILENCE, "connect_timeout": SILENCE}
     elif found.type_name == "gcs":
-        once = {"retry_time_limit": timedelta(seconds=SILENCE)}
-    if once:
+        soon = {"retry_time_limit": timedelta(seconds=SILENCE)}
+    if soon:
         _, (options,) = found.__reduce__()  # how pyarrow makes it again in another process
-        found = type(found)(**options | once)
+        found = type(found)(**options | soon)
     return found, base
 
 

@@ -9,6 +9,7 @@ import random
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from command import Driver
-from fault_matrix import Damage, Finished, Ground, fault, faults_config, finished
+from fault_matrix import PATIENCE, Damage, Finished, Ground, fault, faults_config, finished
 
 from clsearch.files import LOCK
 from clsearch.store import Store
@@ -41,7 +42,7 @@ def idle_workers(driver: Driver) -> list[psutil.Process]:
 
 def ended_well(driver: Driver) -> None:
     """The search went on to its end as if nothing had happened, and left no process behind."""
-    assert driver.wait(900) == 0, driver.stderr
+    assert driver.wait(PATIENCE) == 0, driver.stderr
     assert driver.stderr == ""
     assert driver.survivors() == []
 
@@ -88,19 +89,25 @@ def worker_around_the_record(ground: Ground) -> Damage:
     return damage
 
 
+def go_on(search: Ground) -> Driver:
+    """Resumes a search, or begins it where it had not come to its config."""
+    resumed = (search.out / "config.yaml").exists()
+    return search.start(*(["resume", search.out] if resumed else []))
+
+
 @fault("SIGKILL of the driver at random moments", short=2, full=20)
 def driver_at_random_moments(ground: Ground) -> Damage:
     """Search after search: killed, resumed and killed until it is done."""
     seed = random.randrange(1 << 30)
-    print(f"moments from seed {seed}", flush=True)
+    print(f"moments of the driver's deaths from seed {seed}", file=sys.stderr, flush=True)
     moments, killed, found = random.Random(seed), 0, list[Damage]()
+    drivers: list[Driver] = []
     while killed < ground.times:
         search = ground.another(f"search-{len(found)}")
         before: dict[str, Finished] = {}
         done = strikes = 0
         while killed < ground.times:
-            resumed = (search.out / "config.yaml").exists()
-            driver = search.start(*(["resume", search.out] if resumed else []))
+            driver = go_on(search)
             end = time.monotonic() + moments.uniform(0, ground.seconds)
             while driver.process.poll() is None and time.monotonic() < end:
                 driver.descendants()
@@ -112,21 +119,21 @@ def driver_at_random_moments(ground: Ground) -> Damage:
             driver.process.kill()
             driver.wait()
             # Ray's two idle agents look for their parent once a minute; nothing else goes on.
-            assert driver.survivors(but="Agent") == []
+            assert driver.survivors(60, but="Agent") == []
             killed, strikes = killed + 1, strikes + 1
             after = search.finished()
             assert {key: after.get(key) for key in before} == before
             before, done = after, done + len(after)
-        if (search.out / "config.yaml").exists():
-            search.resume()
         else:
-            ended_well(search.start())
+            ended_well(go_on(search))
         all_complete(search.out)
         assert not list((search.out / "checkpoints").rglob(".new-*"))
         for driver in search.drivers:
             assert not list(Path("/tmp").glob(f"clsearch-ray-{driver.process.pid}-*"))
         one = search.damage(strikes, before)
         found.append(Damage(strikes, done, one.lost, one.retrained, one.equal))
+        drivers += search.drivers
+    assert [driver.survivors(90) for driver in drivers] == [[]] * len(drivers)
     return Damage.total(found)
 
 
@@ -212,25 +219,30 @@ def a_second_driver(ground: Ground) -> Damage:
 
 
 @contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[None]:
-    """A file system of that size at a new folder; skips without root."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A disk of its own at a folder; skips where there is no permission to mount one."""
+    folder.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small disk takes root")
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def grown(place: Path) -> None:
-    grow = ["mount", "-o", "remount,size=64m", str(place)]
-    subprocess.run(grow, check=True, capture_output=True)
+def fill(folder: Path) -> Path:
+    """Fills the disk of a folder to the last byte; the file that does it."""
+    filler = folder / ".filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while stream.write(b"0" * 4096):
+            pass
+    return filler
 
 
 def ended_full(ground: Ground, driver: Driver) -> None:
-    assert driver.wait(900) == 1, driver.stdout
+    """The search ended for a full disk, and says in two lines how to go on."""
+    assert driver.wait(PATIENCE) == 1, driver.stdout
     assert driver.stderr.startswith("clsearch: ")
     assert "No space left on device" in driver.stderr
     assert driver.stderr.endswith(f"Go on with: clsearch resume {ground.out}\n")
@@ -239,33 +251,35 @@ def ended_full(ground: Ground, driver: Driver) -> None:
 
 @fault("disk full on the driver")
 def disk_full_on_the_driver(ground: Ground) -> Damage:
-    """The output folder is on a small disk, the journal elsewhere."""
-    with small_disk(ground.folder / "disk", "800k"):
-        ground.out = ground.folder / "disk" / "out"
-        store = Store(str(ground.folder / "store"))
-        where = ("--storage", f"file://{ground.folder / 'store'}")
-        driver = ground.start("run", ground.config, "--out", ground.out, *where)
-        ended_full(ground, driver)
-        before = finished(store)
-        grown(ground.folder / "disk")
+    """All that the search leaves is on a disk that is too small for it."""
+    disk = ground.folder / "disk"
+    with small_disk(disk, "1500k"):
+        ground.out = disk / "out"
+        ended_full(ground, ground.start())
+        before = ground.finished()
+        grow = ["mount", "-o", "remount,size=64m", str(disk)]
+        subprocess.run(grow, check=True, capture_output=True)
         ground.resume()
+        all_complete(ground.out)
         assert not (ground.out / "outbox").exists()
-        return ground.damage(1, before, after=finished(store))
+        return ground.damage(1, before)
 
 
-@fault("disk full on a worker")
+@fault("disk full on a worker", short=0)
 def disk_full_on_a_worker(ground: Ground) -> Damage:
-    """The journal is on a small disk, which the third trial does not fit on."""
-    with small_disk(ground.folder / "disk", "300k"):
-        store = Store(str(ground.folder / "disk" / "store"))
-        where = ("--storage", f"file://{ground.folder / 'disk' / 'store'}")
-        driver = ground.start("run", ground.config, "--out", ground.out, *where)
+    """The disk of the journal, which workers write to, is full as soon as a trial is in it."""
+    disk = ground.folder / "disk"
+    with small_disk(disk, "64m"):
+        store = Store((disk / "store").as_uri())
+        driver = ground.start("run", ground.config, "--out", ground.out, "--storage", store.root)
+        driver.until(lambda: finished(store), pause=0.005)
+        filler = fill(disk)
         ended_full(ground, driver)
+        assert "cannot write trials/" in driver.stderr
         before = finished(store)
-        assert "trials/" in driver.stderr.splitlines()[0], driver.stderr
-        assert before
-        grown(ground.folder / "disk")
+        filler.unlink()
         ground.resume()
+        all_complete(ground.out)
         return ground.damage(1, before, after=finished(store))
 
 
@@ -277,7 +291,7 @@ def fake_clock() -> str:
     return str(found[0])
 
 
-@fault("clock moved back an hour")
+@fault("clock moved back an hour", short=0)
 def clock_back(ground: Ground) -> Damage:
     """The search goes on under a clock that is an hour before that of the journal's files."""
     clock = {"LD_PRELOAD": fake_clock(), "FAKETIME": "-1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
@@ -290,13 +304,13 @@ def clock_back(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("out of memory in a trial")
+@fault("out of memory in a trial", short=0)
 def out_of_memory(ground: Ground) -> Damage:
     """The trial is lost to the machine, and the search goes on; resumed, it is trained again."""
     driver = ground.start(env=ground.environment("out-of-memory"))
     driver.until(ground.injected)
     before = ground.finished()
-    assert driver.wait(900) == 0, driver.stderr
+    assert driver.wait(PATIENCE) == 0, driver.stderr
     rows = pq.read_table(ground.out / "trials.parquet").to_pylist()
     (lost,) = [row for row in rows if row["status"] == "FAILED"]
     assert "MemoryError" in lost["reason"]
@@ -326,7 +340,7 @@ def bounded_memory(name: str) -> Iterator[Path]:
         group.rmdir()
 
 
-@fault("a worker killed by the kernel for its memory")
+@fault("a worker killed by the kernel for its memory", short=0)
 def killed_for_memory(ground: Ground) -> Damage:
     with bounded_memory(f"clsearch-test-{os.getpid()}") as group:
         driver = ground.start(env=ground.environment(f"out-of-bounds={group}"))
@@ -339,7 +353,7 @@ def killed_for_memory(ground: Ground) -> Damage:
     return damage
 
 
-@fault("a GPU lost under a worker (simulated)")
+@fault("a GPU lost under a worker (simulated)", short=0)
 def gpu_lost(ground: Ground) -> Damage:
     """Every trial in that process would fail from there on: it is left, not blamed on trials."""
     driver = ground.start(env=ground.environment("gpu-lost"))
@@ -347,12 +361,13 @@ def gpu_lost(ground: Ground) -> Damage:
     before = ground.finished()
     ended_well(driver)
     all_complete(ground.out)
+    assert ground.begun_in(ground.injected()["gpu"]) == 1
     damage = ground.damage(1, before)
     assert damage.retrained >= 1
     return damage
 
 
-@fault("a poisoned member in each pack (NaN, and an exception)")
+@fault("a poisoned member in each pack (NaN, and an exception)", short=0)
 def poisoned_members(ground: Ground) -> Damage:
     """Packs of four: the two sound members of each are trials of the undisturbed run."""
     grid = {"lr": [0.001, 0.003], "l1": [1e-5, 1e-4, 1e30, 0.5]}

@@ -156,8 +156,8 @@ class Ground:
     def environment(self, inject: str = "", **more: str) -> dict[str, str]:
         """The environment of a process under test (the driver's; on a cluster, that of its nodes).
 
-        `inject` names a fault of tests/injection/injected.py, with `=` and its argument if
-        it has one. Every trial that a worker begins is noted.
+        `inject` names faults of tests/injection/injected.py, with commas between them, `=` and an
+        argument after one that has it. Every trial that a worker begins is noted.
         """
         variables = environment(**more)
         paths = [str(INJECTION), *filter(None, [variables.get("PYTHONPATH")])]
@@ -211,14 +211,19 @@ class Ground:
         done = self.finished()
         return [int(pid) for key, pid, _ in reversed(self._begun()) if key not in done]
 
+    def begun_in(self, process: str) -> int:
+        """How many trials a process has begun."""
+        return [pid for _, pid, _ in self._begun()].count(process)
+
     def _begun(self) -> list[list[str]]:
         file = self.folder / "injection" / "begun"
         lines = file.read_text().splitlines() if file.exists() else []
         return [line.split() for line in lines]
 
-    def injected(self) -> list[str]:
-        """What of tests/injection has struck."""
-        return sorted(path.stem for path in (self.folder / "injection").glob("*.injected"))
+    def injected(self) -> dict[str, str]:
+        """What of tests/injection has struck, and in which process."""
+        files = (self.folder / "injection").glob("*.injected")
+        return {file.stem: file.read_text() for file in files}
 
     def damage(
         self,
@@ -275,11 +280,15 @@ class Reference:
 
     @classmethod
     def run(cls, folder: Path) -> Reference:
-        config, out, began = faults_config(folder), folder / "undisturbed", time.monotonic()
-        done = clsearch("run", config, "--out", out, timeout=PATIENCE)
-        took = time.monotonic() - began
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        return cls(config, out, finished(Store(str(out / "checkpoints"))), took)
+        """Runs it in a folder, or takes what an earlier run left there."""
+        config, out, took = faults_config(folder), folder / "undisturbed", folder / "seconds"
+        if not took.exists():
+            began = time.monotonic()
+            done = clsearch("run", config, "--out", out, timeout=PATIENCE)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+            took.write_text(str(time.monotonic() - began))
+        trials = finished(Store(str(out / "checkpoints")))
+        return cls(config, out, trials, float(took.read_text()))
 
 
 def faults_config(folder: Path, **sections: Any) -> Path:

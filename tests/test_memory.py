@@ -13,6 +13,7 @@ from helpers import tiny_config, tiny_tasks
 from torch import Tensor
 
 from clsearch.config import Config
+from clsearch.errors import DeviceLostError
 from clsearch.methods.base import State
 from clsearch.methods.finetune import Finetune
 from clsearch.protocols import Job
@@ -90,6 +91,27 @@ def test_a_single_trial_that_does_not_fit_is_lost_and_not_a_result(
     found = trained(Store(str(tmp_path)), RATES[:2], greedy)
     assert [(r.status, r.lost) for r in found] == [("FAILED", True)] * 2
     assert all("memory" in r.reason for r in found)
+
+
+def test_a_lost_gpu_is_no_trials_fault(tmp_path: Path) -> None:
+    """CUDA then refuses all that its process asks for: nothing is blamed on a trial, or written."""
+    for error in (
+        torch.AcceleratorError("CUDA error: unspecified launch failure"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm"),
+    ):
+
+        def lost(*setting: Any, error: Exception = error) -> Bench:
+            raise error
+
+        store = Store(str(tmp_path))
+        with pytest.raises(DeviceLostError, match="CUDA error"):
+            trained(store, RATES[:2], lost)
+        assert store.count("trials") == 0
+
+    def full(*setting: Any) -> Bench:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+
+    assert [r.lost for r in trained(store, RATES[:2], full)] == [True, True]
 
 
 # A GPU's

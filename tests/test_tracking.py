@@ -810,6 +810,23 @@ def test_refused_entry_is_set_aside_with_its_reason(out: Path) -> None:
     assert "ewc · seed 0 · task 1 · lr=0.001 strength=20" in runs(client(out))
 
 
+def test_an_entry_that_was_set_aside_and_then_taken_waits_no_more(tmp_path: Path) -> None:
+    """As of a model that a full disk refused while smaller entries got through."""
+    for full in (True, False):
+
+        def deliver(content: dict[str, Any], files: Path) -> None:
+            if full:  # noqa: B023
+                raise ValueError("no space left")
+
+        box = Outbox(tmp_path / "outbox")
+        ledger = Ledger(tmp_path / "ledger")
+        courier = outbox_module.Courier(box, ledger, deliver, lambda error: True)
+        courier.send("model", {"name": "big"}, lambda folder: {"model": Path(__file__)})
+        assert courier.close(30) == 0
+        assert len(box.rejected()) == full
+    assert not (tmp_path / "outbox").exists()
+
+
 def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
     folder = out / "outbox"
     folder.mkdir()
