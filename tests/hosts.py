@@ -57,7 +57,7 @@ SWITCH = "ip link add bridge type bridge && ip link set bridge up && echo up && 
 class Host:
     """A machine of its own, as far as programs can tell."""
 
-    def __init__(self, number: int, init: int, switch: int, home: Path) -> None:
+    def __init__(self, number: int, init: int, switch: int) -> None:
         self.address, self.port = f"{NETWORK}.{number}", f"port{number}"
         self._init, self._switch = init, switch
         self.root = Path(f"/proc/{init}/root")
@@ -177,7 +177,7 @@ def hosts(count: int, shared: Path, *programs: str) -> Iterator[list[Host]]:
         for number in range(FIRST, FIRST + count):
             given = [f"host{number}", str(shared), *hidden]
             init = stack.enter_context(_first_process(own, BOOT, *given))
-            made.append(Host(number, init, switch, shared))
+            made.append(Host(number, init, switch))
         yield made
 
 
