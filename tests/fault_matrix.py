@@ -25,7 +25,7 @@ from pyarrow import fs
 from clsearch.store import MANIFEST, Store
 
 INJECTION = Path(__file__).with_name("injection")
-PATIENCE = 900.0
+PATIENCE = 1800.0
 """Seconds a search may take on a machine with much else to do."""
 
 
