@@ -29,7 +29,13 @@ class Quantity:
     unit: str
     limit: float | None
     digits: int = 0
+    per_trial: float = 0.0
+    """What every trial may add beside."""
 
+
+RECORD = 3.5 / 1024
+"""MiB of the driver a trial: its record with a scan of 5 thresholds (2.3 KB), its entry among the
+selection's candidates (0.5 KB), and its keys, by which nothing is sent to MLflow twice (0.6 KB)."""
 
 WHOLE = 0.02
 """Processes, threads or descriptors a task: one more in all over fifty tasks. A leak in every task
@@ -41,8 +47,8 @@ QUANTITIES = (
     Quantity("descriptors", "file descriptors of all processes", "", 10 * WHOLE),  # idem: sockets
     Quantity("driver_threads", "threads of the driver", "", WHOLE),
     Quantity("driver_descriptors", "file descriptors of the driver", "", WHOLE),
-    # A search of a thousand tasks then takes 200 MiB more than a short one.
-    Quantity("driver_memory", "memory of the driver", "MiB", 0.2, 1),
+    # What a thousand tasks add is then no more than what the driver takes to start.
+    Quantity("driver_memory", "memory of the driver", "MiB", 0.2, 1, RECORD),
     Quantity("workers_memory", "memory of the workers", "MiB", 0.5, 1),
     # Ray's control plane remembers up to 100,000 of its own events, whatever is done.
     Quantity("ray_memory", "memory of Ray's own processes", "MiB", 1.0, 1),
@@ -70,11 +76,12 @@ class Growth:
     tasks: tuple[int, ...]
     medians: tuple[float, ...]
     slope: float
+    limit: float | None
     warm: int
 
     @property
     def grows(self) -> bool:
-        return self.quantity.limit is not None and self.slope > self.quantity.limit
+        return self.limit is not None and self.slope > self.limit
 
 
 def read_samples(path: Path) -> list[dict[str, float]]:
@@ -105,7 +112,10 @@ def growths(samples: Sequence[Sample]) -> list[Growth]:
         else:
             values = [statistics.median(s[quantity.column] for s in by_task[t]) for t in tasks]
         slope = theil_sen(tasks[warm:], values[warm:])
-        found.append(Growth(quantity, tuple(tasks), tuple(values), slope, warm))
+        limit = quantity.limit
+        if limit is not None and tasks:
+            limit += quantity.per_trial * begins[tasks[-1] + 1]["trials"] / tasks[-1]
+        found.append(Growth(quantity, tuple(tasks), tuple(values), slope, limit, warm))
     return found
 
 
@@ -125,8 +135,8 @@ def table(found: Sequence[Growth]) -> list[str]:
         if not fitted:
             return ["too few tasks have ended"]
         n = max(3, q.digits)
-        limit = "-" if q.limit is None else f"{q.limit:g}"
-        verdict = "shown" if q.limit is None else "GROWS" if g.grows else "steady"
+        limit = "-" if g.limit is None else f"{g.limit:.3g}"
+        verdict = "shown" if g.limit is None else "GROWS" if g.grows else "steady"
         lines.append(
             f"{_label(q):<{wide}}  {fitted[0]:>9.{q.digits}f} {fitted[-1]:>9.{q.digits}f} "
             f"{g.slope:>+9.{n}f} {limit:>7}  {verdict}"

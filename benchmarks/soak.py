@@ -1,6 +1,7 @@
 """A long search with workers killed at random: what of it grows from task to task.
 
-    python -m benchmarks.soak [--tasks N --trials N --minutes M --kill-every S --seed S --out DIR]
+    python -m benchmarks.soak [--tasks N --trials N --minutes M --seed S --out DIR
+                             --kill-every S --kills N]
     python -m benchmarks.soak --report DIR/samples.csv [--png FILE]
 
 Runs `clsearch run` on scikit-learn's digits with permuted pixels: many tasks, many short trials in
@@ -26,8 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +62,23 @@ def config_of(tasks: int, trials: int) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Kills:
+    """When workers are killed: at moments drawn with `seed`, `every` so many seconds in the mean,
+    `most` of them."""
+
+    seed: int
+    every: float
+    most: int
+
+
 class Watched:
     """The search at work: its processes, its folders, and the means to kill a worker."""
 
-    def __init__(self, process: subprocess.Popen[bytes], out: Path, seed: int, every: float):
-        self.process, self.out, self.every = process, out, every
+    def __init__(self, process: subprocess.Popen[bytes], out: Path, kills: Kills):
+        self.process, self.out, self.every, self.most = process, out, kills.every, kills.most
         self.driver = psutil.Process(process.pid)
-        self.random, self.began, self.kills = random.Random(seed), time.monotonic(), 0
+        self.random, self.began, self.kills = random.Random(kills.seed), time.monotonic(), 0
         self.due: float | None = None
         self.family: set[psutil.Process] = set()
 
@@ -81,9 +93,8 @@ class Watched:
             }
         children = self.driver.children(recursive=True)
         self.family.update(children)
-        sums = Counter(
-            processes=1, threads=own["driver_threads"], descriptors=own["driver_descriptors"]
-        )
+        sums: defaultdict[str, float] = defaultdict(float, processes=1)
+        sums["threads"], sums["descriptors"] = own["driver_threads"], own["driver_descriptors"]
         for child in children:
             try:
                 with child.oneshot():
@@ -95,7 +106,7 @@ class Watched:
                     sums["workers_memory" if worker else "ray_memory"] += memory
                     if child.name() == "raylet":
                         sums["store"] += _shared(child)
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue  # it has just ended
         done = len(list(self.out.glob("checkpoints/commits/[!.]*"))) / len(METHODS)
         return {
@@ -114,7 +125,7 @@ class Watched:
         now = time.monotonic()
         if self.due is None and workers:
             self.due = now + self.random.expovariate(1 / self.every)
-        if self.due is not None and now > self.due and workers:
+        if self.due is not None and now > self.due and workers and self.kills < self.most:
             try:
                 self.random.choice(workers).kill()
             except psutil.NoSuchProcess:
@@ -168,7 +179,7 @@ def _size(folder: Path) -> float:
     return total / MIB
 
 
-def soak(config: dict[str, Any], out: Path, minutes: float, seed: int, every: float) -> list[str]:
+def soak(config: dict[str, Any], out: Path, minutes: float, kills: Kills) -> list[str]:
     """Runs the search in `out / "search"` and writes the samples; returns what is wrong."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -181,7 +192,7 @@ def soak(config: dict[str, Any], out: Path, minutes: float, seed: int, every: fl
         (out / "samples.csv").open("w", encoding="utf-8", newline="") as stream,
         subprocess.Popen(command, stdout=stdout, stderr=stderr) as process,
     ):
-        watched = Watched(process, out / "search", seed, every)
+        watched = Watched(process, out / "search", kills)
         writer = csv.DictWriter(stream, COLUMNS)
         writer.writeheader()
         stopped = False
@@ -210,7 +221,7 @@ def soak(config: dict[str, Any], out: Path, minutes: float, seed: int, every: fl
     wrong += [f"the search ended with {process.returncode}"] if process.returncode else []
     wrong += [f"left behind: {one}" for one in watched.survivors()]
     wrong += _lost(out / "search", config)
-    print(f"{watched.kills} workers killed at moments drawn with seed {seed}")
+    print(f"{watched.kills} workers killed at moments drawn with seed {kills.seed}")
     return wrong
 
 
@@ -263,7 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=55)
     parser.add_argument("--trials", type=int, default=20_000, help="in all, at least")
     parser.add_argument("--minutes", type=float, default=90.0, help="after which it is stopped")
-    parser.add_argument("--kill-every", type=float, default=45.0, help="seconds, in the mean")
+    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds, in the mean")
+    parser.add_argument("--kills", type=int, default=1_000_000, help="workers killed, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
     parser.add_argument("--out", type=Path, help="output folder; default a temporary one")
     parser.add_argument("--report", type=Path, help="a file of samples, to be reported on again")
@@ -275,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         out = (given.out or Path(temporary)).absolute()
         config = config_of(given.tasks, given.trials)
-        wrong = soak(config, out, given.minutes, given.seed, given.kill_every)
+        wrong = soak(config, out, given.minutes, Kills(given.seed, given.kill_every, given.kills))
         wrong += report(out / "samples.csv", given.png)
         (out / "wrong.json").write_text(json.dumps(wrong, indent=1))
     for one in wrong:

@@ -91,7 +91,6 @@ class _Search:
     def __init__(self, runs: SearchRuns, tasks: list[str]) -> None:
         self._runs, self._tasks = runs, tasks
         self._hypers: dict[str, dict[str, None]] = {}
-        """The hyperparameters of each method whose trials are known."""
         for run in runs.runs.values():
             if run.tags["clsearch.kind"] == "trial":
                 self._know(run.tags["clsearch.method"], run.params)
@@ -173,7 +172,8 @@ class _Search:
         self._runs.drop_aliases(model, number + bool(version), others=version is not None)
         self._tell(task, body, version, at)
         self._runs.end(task, "FAILED" if chosen["outcome"] == "failed" else "FINISHED", at)
-        self._settle(chosen)
+        # The one selected has been told of this task.
+        self._runs.settle(chosen["method"], str(chosen["seed"]), number)
         self._show()
         self._describe(at)
 
@@ -254,18 +254,6 @@ class _Search:
             after=self._link(after) if after else None,
             compare=tuple(compare),
         )
-
-    def _settle(self, chosen: Mapping[str, Any]) -> None:
-        """The trials of a chain before the task just selected are done with: the one selected has
-        been told of the next task. A long search would keep a page of text of each in memory."""
-        chain = (chosen["method"], str(chosen["seed"]))
-        settled = []
-        for key, run in self._runs.runs.items():
-            if run.tags["clsearch.kind"] == "trial":
-                method, seed, task = (run.tags[f"clsearch.{name}"] for name in PLACE)
-                if (method, seed) == chain and int(task) < chosen["task"]:
-                    settled.append(key)
-        self._runs.settle(settled)
 
     def _tell(self, task: Run, body: Mapping[str, Any], version: Any, at: int) -> None:
         """Describes a selection: on its run, its trial, its model and the trials that lost."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError, unknown
-from clsearch.files import ABOUT, LOCK, atomic_write, owned, parse, program_path
+from clsearch.files import ABOUT, LOCK, atomic_write, owned, parse
 from clsearch.identity import identity
+from clsearch.messages import command
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
 from clsearch.report.parquet import read_table
 from clsearch.store import Store, read_record
@@ -216,9 +215,3 @@ def records_of(out: Path) -> list[TrialRecord]:
             raise DamagedError(f"trial {key} is missing from the journal of {out}. {again}")
         records.append(record)
     return records
-
-
-def command(verb: str, out: Path, *rest: str) -> str:
-    """A command of clsearch as it can be typed here: by its path, where it is not on the PATH."""
-    program = "clsearch" if shutil.which("clsearch") else program_path("clsearch")
-    return shlex.join([program, verb, str(out), *rest])

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -123,10 +123,15 @@ class SearchRuns:
             runs[key] = _read(run)
         return runs
 
-    def settle(self, keys: Iterable[str]) -> None:
-        """Nothing more is expected of these runs."""
-        for key in keys:
-            if self.runs[key].status != "RUNNING":
+    def settle(self, method: str, seed: str, task: int) -> None:
+        """Nothing more is expected of a chain's trials before a task. A long search would keep a
+        page of text of each in memory."""
+        for key, run in list(self.runs.items()):
+            tags = run.tags
+            if tags["clsearch.kind"] != "trial" or run.status == "RUNNING":
+                continue
+            chain = tags["clsearch.method"], tags["clsearch.seed"]
+            if chain == (method, seed) and int(tags["clsearch.task"]) < task:
                 self._settled[key] = self.runs.pop(key).id
 
     def run(

@@ -27,7 +27,7 @@ from typing import Any
 from clsearch.errors import DamagedError, StoreError
 from clsearch.files import atomic_write, parse
 from clsearch.records import digest
-from clsearch.redaction import redacted
+from clsearch.redaction import redacted, secret_name
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts: doubled after each failure, up to the longest."""
@@ -46,16 +46,20 @@ FINISH = "finish"
 """The kind of entry that counts as sent before only if nothing else was sent since."""
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: Any, secret: bool = False) -> Any:
     """A JSON value: tuples as lists, numbers that are not finite as None, the rest as text, which
-    holds no secrets."""
+    holds no secrets. `secret`: it has the name of one, and no text of it is said."""
     if isinstance(value, Mapping):
-        return {str(key): jsonable(part) for key, part in value.items()}
+        return {
+            str(key): jsonable(part, secret or secret_name(str(key))) for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [jsonable(part) for part in value]
+        return [jsonable(part, secret) for part in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    return value if isinstance(value, int | None) else redacted(str(value))
+    if isinstance(value, int | None):
+        return value
+    return "…" if secret and str(value) else redacted(str(value))
 
 
 def sha256(file: Path) -> str:

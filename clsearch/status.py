@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from clsearch.files import holder
-from clsearch.folder import command, open_chains, open_store, results_of, run_config
-from clsearch.messages import say
+from clsearch.folder import open_chains, open_store, results_of, run_config
+from clsearch.messages import command, say
 from clsearch.system import build_scenario
 
 

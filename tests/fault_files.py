@@ -58,12 +58,12 @@ def damaged_checkpoints(ground: Ground) -> Damage:
     return damaged_trials(ground, "model.safetensors")
 
 
-@fault("a record cut short, and one with a flipped bit")
+@fault("a record cut short, and one with a flipped bit", short=0)
 def damaged_records(ground: Ground) -> Damage:
     return damaged_trials(ground, "record.json")
 
 
-@fault("a manifest of the journal cut short, and one with a flipped bit")
+@fault("a manifest of the journal cut short, and one with a flipped bit", short=0)
 def damaged_manifests(ground: Ground) -> Damage:
     return damaged_trials(ground, "manifest.json")
 
@@ -83,7 +83,7 @@ def damaged_commits(ground: Ground) -> Damage:
     return ground.damage(2, before)
 
 
-@fault("the tables of a run (Parquet) cut short, and with a flipped bit")
+@fault("the tables of a run (Parquet) cut short, and with a flipped bit", short=0)
 def damaged_tables(ground: Ground) -> Damage:
     ground.copy()
     before, names = ground.finished(), ("trials", "scan", "capacity")

@@ -265,7 +265,7 @@ def disk_full_on_the_driver(ground: Ground) -> Damage:
         return ground.damage(1, before)
 
 
-@fault("disk full on a worker")
+@fault("disk full on a worker", short=0)
 def disk_full_on_a_worker(ground: Ground) -> Damage:
     """The disk of the journal, which workers write to, is full as soon as a trial is in it."""
     disk = ground.folder / "disk"
@@ -291,7 +291,7 @@ def fake_clock() -> str:
     return str(found[0])
 
 
-@fault("clock moved back an hour")
+@fault("clock moved back an hour", short=0)
 def clock_back(ground: Ground) -> Damage:
     """The search goes on under a clock that is an hour before that of the journal's files."""
     clock = {"LD_PRELOAD": fake_clock(), "FAKETIME": "-1h", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
@@ -304,7 +304,7 @@ def clock_back(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("out of memory in a trial")
+@fault("out of memory in a trial", short=0)
 def out_of_memory(ground: Ground) -> Damage:
     """The trial is lost to the machine, and the search goes on; resumed, it is trained again."""
     driver = ground.start(env=ground.environment("out-of-memory"))
@@ -340,7 +340,7 @@ def bounded_memory(name: str) -> Iterator[Path]:
         group.rmdir()
 
 
-@fault("a worker killed by the kernel for its memory")
+@fault("a worker killed by the kernel for its memory", short=0)
 def killed_for_memory(ground: Ground) -> Damage:
     with bounded_memory(f"clsearch-test-{os.getpid()}") as group:
         driver = ground.start(env=ground.environment(f"out-of-bounds={group}"))
@@ -353,7 +353,7 @@ def killed_for_memory(ground: Ground) -> Damage:
     return damage
 
 
-@fault("a GPU lost under a worker (simulated)")
+@fault("a GPU lost under a worker (simulated)", short=0)
 def gpu_lost(ground: Ground) -> Damage:
     """Every trial in that process would fail from there on: it is left, not blamed on trials."""
     driver = ground.start(env=ground.environment("gpu-lost"))
@@ -367,7 +367,7 @@ def gpu_lost(ground: Ground) -> Damage:
     return damage
 
 
-@fault("a poisoned member in each pack (NaN, and an exception)")
+@fault("a poisoned member in each pack (NaN, and an exception)", short=0)
 def poisoned_members(ground: Ground) -> Damage:
     """Packs of four: the two sound members of each are trials of the undisturbed run."""
     grid = {"lr": [0.001, 0.003], "l1": [1e-5, 1e-4, 1e30, 0.5]}

@@ -1,6 +1,6 @@
 """Injects every fault of the matrix for real and prints what was lost.
 
-    python -m tests.faults [NAME …] [--short] [--list]
+    python -m tests.faults [NAME …] [--short] [--list] [--undisturbed FOLDER]
 
 NAME is a part of a fault's name; none means all. Each fault strikes a search of its own, or a copy
 of one, which then has to come to the selections of a run that nothing happened to. Exit code 1
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -56,8 +58,9 @@ def struck(fault: Fault, times: int, reference: Reference) -> tuple[str, bool]:
                 damage = fault.inject(made)
         except pytest.skip.Exception as reason:
             return f"| {fault.name} | not here: {reason} | | | | |", True
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong is this fault's line
-            return f"| {fault.name} | {type(error).__name__} | | | | no |\n{error}", False
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - told in its line
+            traceback.print_exc()
+            return f"| {fault.name} | {type(error).__name__} | | | | no |", False
         return row(fault.name, damage), damage.nothing
 
 
@@ -68,6 +71,9 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of a fault's name")
     parser.add_argument("--short", action="store_true", help="as often as the tests do")
     parser.add_argument("--list", action="store_true", help="print the names of the faults")
+    parser.add_argument(
+        "--undisturbed", type=Path, help="folder that keeps the undisturbed run for the next time"
+    )
     asked = parser.parse_args()
     wanted = [
         fault
@@ -78,9 +84,10 @@ def main() -> int:
         print("\n".join(fault.name for fault in (wanted or FAULTS.values())))
         return 0 if asked.list else 2
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left at work
     began, sound = time.monotonic(), True
     with tempfile.TemporaryDirectory(prefix="clsearch-faults-", dir="/tmp") as folder:
-        reference = Reference.run(Path(folder))
+        reference = Reference.run(asked.undisturbed or Path(folder))
         print(f"{HEADER}\n|---|---|---|---|---|---|", flush=True)
         for fault in wanted:
             times = fault.short if asked.short else fault.full

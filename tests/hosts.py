@@ -76,7 +76,7 @@ class Host:
         enter += [f"{name}={value}" for name, value in given.items()]
         return [*enter, "bash", "-c", f"cd && {command}"]
 
-    def run(self, command: str, timeout: float = 60, **variables: str) -> str:
+    def run(self, command: str, timeout: float = 120, **variables: str) -> str:
         """Runs it to its end; returns what it printed. Fails the test where it fails."""
         done = subprocess.run(
             self.command(command, **variables), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -197,7 +197,8 @@ def serve_ssh(host: Host, public_key: str) -> None:
     ssh = host.root / HOME[1:] / ".ssh"
     (ssh / "authorized_keys").write_text(public_key)
     (ssh / "sshd_config").write_text(SSHD.format(home=HOME, address=host.address))
-    host.run("ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/host_key && /usr/sbin/sshd -f ~/.ssh/sshd_config")
+    host.run("ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/host_key")
+    host.run("/usr/sbin/sshd -f ~/.ssh/sshd_config")
 
 
 def give_venv(host: Host, name: str) -> None:

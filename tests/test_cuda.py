@@ -52,7 +52,7 @@ def train(
     job = Job(chain, 0, len(tasks), None, numbers, shared, keys, hypers)
     records = list(run_pack(config, job, parts, before, store, device))
     assert [(r.status, r.reason) for r in records] == [("COMPLETE", "")] * len(rates)
-    assert {torch.device(r.device).type for r in records} == {device.type}
+    assert {r.device == "cpu" for r in records} == {device.type == "cpu"}
     return {r.hyperparameters["lr"]: (r, read_trained(store, r.trial_key)) for r in records}
 
 

@@ -166,8 +166,14 @@ class Backbone(nn.Module, ABC):
     @cached_property
     def numbers(self) -> int:
         """How many numbers its unit layers compute for a sample, each place of a channel one."""
-        tap, device = Tap(), next(self.parameters()).device  # an exported one holds its weights
-        self(torch.zeros(1, *self.shape, device=device), tap)
+        tap, values = Tap(), {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        device = next(iter(values.values())).device  # an exported one holds its weights
+        if device.type == "meta" and not self.convolutional:
+            # Formulas without values would do, but torch imports its compiler for dense ones: two
+            # seconds and 77 MB in every worker that starts.
+            device = torch.device("cpu")
+            values = {name: torch.zeros(()).expand(v.shape) for name, v in values.items()}
+        functional_call(self, values, (torch.zeros(1, *self.shape, device=device), tap))
         return sum(tap.activations[u.name].numel() * u.rows for u in self.unit_layers)
 
     @property

@@ -25,9 +25,10 @@ from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
 from clsearch.protocols import Job, LayerScanJob
 from clsearch.records import TrialRecord
+from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
-from clsearch.search._ray import ray, ray_constants, raylet, tune
+from clsearch.search._ray import authenticated, ray, ray_constants, tune
 from clsearch.search.probe import probe
 from clsearch.search.shipping import packed, place_here, this_node, unpacked
 from clsearch.search.slots import slots_of
@@ -77,7 +78,7 @@ class RaySearcher:
         local.sweep()
         self._folder = local.new_folder()
         try:
-            with _authenticated(local.new_token(self._folder)), _on_loopback():
+            with authenticated(local.new_token(self._folder)), _on_loopback():
                 ray.init(
                     address="local",
                     num_cpus=resources.workers or cores(),
@@ -85,9 +86,9 @@ class RaySearcher:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     configure_logging=True,
-                    _temp_dir=self._folder,
+                    _temp_dir=f"{self._folder}/{local.RAY}",
                 )
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises a bare one where the machine is too busy
             said = " ".join(str(error).split())
             raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
 
@@ -178,18 +179,6 @@ class RaySearcher:
 
 
 @contextlib.contextmanager
-def _authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Ray's processes that start meanwhile, and this one from now on, use this token.
-
-    Ray remembers mode and token of the cluster that the process had before.
-    """
-    with local.environment(variables):
-        raylet.Config.initialize("")  # type: ignore[attr-defined]
-        raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
-        yield
-
-
-@contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
     """A Ray that starts meanwhile listens on loopback alone, as it does by itself on macOS."""
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -207,7 +196,7 @@ def _join(address: str) -> None:
     try:
         if address != "auto":
             probe(address)
-        with _authenticated(local.cluster_token(address)):
+        with authenticated(local.cluster_token(address)):
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
             mode = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=60)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -251,7 +240,7 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         text = str(trial.get_error() or "")
         reason = "its worker died again and again"
         if "RayTaskError" in text:  # it lived, and raised outside of any trial
-            reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
+            reason = redacted(f"its worker cannot train: {text.strip().splitlines()[-1]}")
         self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:

@@ -1,5 +1,5 @@
 """Imported in the driver and in every worker under test: it notes which trials are begun, and
-breaks what `CLSEARCH_INJECT` names, in the worker that comes first.
+breaks what `CLSEARCH_INJECT` names (`fault,fault=argument`), in the worker that comes first.
 
 `CLSEARCH_INJECTION` is a folder: `begun` gets a line for every trial that a worker begins (its key,
 the process, the time), and a file appears for everything that was broken.
@@ -20,7 +20,7 @@ import torch
 from clsearch import store, trial
 
 FOLDER = Path(os.environ["CLSEARCH_INJECTION"])
-FAULT, _, ARGUMENT = os.environ.get("CLSEARCH_INJECT", "").partition("=")
+FAULTS = dict(part.partition("=")[::2] for part in os.environ.get("CLSEARCH_INJECT", "").split(","))
 MIB = 1 << 20
 
 
@@ -43,7 +43,7 @@ def around_publishing(publish: Callable[..., None]) -> Callable[..., None]:
     has it: then the record is there, and nobody was told."""
 
     def published(self: Any, place: str, target: str) -> None:
-        ours = FAULT == "die-around-the-record" and "/trials/" in target
+        ours = "die-around-the-record" in FAULTS and "/trials/" in target
         if ours and first("unnamed"):
             die()
         publish(self, place, target)
@@ -61,7 +61,8 @@ def begun(members: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]
         handle = os.open(FOLDER / "begun", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(handle, lines.encode())  # in one piece, whoever else writes
         os.close(handle)
-        BREAK.get(FAULT, lambda: None)()
+        for fault in FAULTS.keys() & BREAK.keys():
+            BREAK[fault]()
         return members(bench, job, *rest)
 
     return begin
@@ -85,7 +86,7 @@ def out_of_memory() -> None:
 def out_of_bounds() -> None:
     """Moves into a cgroup that bounds its memory, once, and takes more: the kernel kills it."""
     if first("cgroup"):
-        Path(ARGUMENT, "cgroup.procs").write_text(str(os.getpid()))
+        Path(FAULTS["out-of-bounds"], "cgroup.procs").write_text(str(os.getpid()))
         held = bytes(range(256)) * (1024 * MIB // 256)
         raise AssertionError(f"{len(held)} bytes were given")
 
@@ -105,7 +106,8 @@ def poisoned(record: Callable[..., Any]) -> Callable[..., Any]:
     """The member of a pack whose `l1` is the argument raises at its end."""
 
     def of(bench: Any, job: Any, trained: Any) -> Any:
-        if FAULT == "poison" and job.hypers[trained.member]["l1"] == float(ARGUMENT):
+        poison = FAULTS.get("poison")
+        if poison and job.hypers[trained.member]["l1"] == float(poison):
             (FOLDER / f"{job.keys[trained.member]}.injected").touch()
             raise RuntimeError("this member is poisoned")
         return record(bench, job, trained)
