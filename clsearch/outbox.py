@@ -268,9 +268,12 @@ class Courier:
         identity = f"{kind}-{digest([plain, after])}"
         if identity in self._sent:
             return
-        with tempfile.TemporaryDirectory(prefix="clsearch-entry-") as folder:
-            sources = files(Path(folder)) if files else {}
-            self._outbox.append(identity, {**plain, "time": time.time()}, sources)
+        try:
+            with tempfile.TemporaryDirectory(prefix="clsearch-entry-") as folder:
+                sources = files(Path(folder)) if files else {}
+                self._outbox.append(identity, {**plain, "time": time.time()}, sources)
+        except OSError as error:  # of the disk for temporary files
+            raise StoreError(f"an entry for MLflow cannot be written: {error}") from error
         self._sent[identity] = None
         self.wake()
 

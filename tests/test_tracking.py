@@ -878,6 +878,9 @@ def test_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tracker.close(0) == 2
     with pytest.raises(StoreError, match="nowhere"):
         tracker.finish([tmp_path / "nowhere.svg"], {}, "FINISHED")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no folder for temporary files"))
+    with pytest.raises(StoreError, match="no folder"):
+        tracker.trial(trial(2))
 
 
 def test_wrong_input_is_named(out: Path) -> None:
