@@ -95,7 +95,7 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
             assert stat.S_IMODE(Path(searcher._folder).stat().st_mode) == 0o700
             sockets = [p for p in Path(searcher._folder).rglob("*") if p.is_socket()]
             assert sockets
-            assert max(len(str(p)) for p in sockets) < 100
+            assert max(len(str(p)) for p in sockets) < 104  # the system takes no longer ones
             me = psutil.Process()
             listening = [
                 connection.laddr.ip
