@@ -261,7 +261,7 @@ class Worker:
 
     def __init__(self, cluster: Cluster, config: dict[str, Any], **_: Any) -> None:
         self.cluster, self.done = cluster, 0
-        self.job: Job = config["job"]
+        self.job: Job = config["work"].job
         cluster.started += 1
 
     def __getattr__(self, method: str) -> Any:
@@ -282,7 +282,7 @@ class Worker:
 
     def _reset(self, config: dict[str, Any], storage: Any = None) -> Any:
         with self.cluster.clock.aside():
-            self.job, self.done = config["job"], 0
+            self.job, self.done = config["work"].job, 0
             sent = pickle.dumps(self.job)
             self.cluster.job_bytes += len(sent)
         return self.cluster.call("reset", 0.0, lambda: True, sent, storage)

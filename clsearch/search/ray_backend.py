@@ -1,8 +1,8 @@
 """The searcher on Ray Tune.
 
-One Tune run a task holds the packs of all chains; a pack is one Tune trial. Tune schedules,
-retries packs whose worker died, and forgets: its own state goes to a temporary folder, the journal
-is ours.
+One Tune run a search, in a thread of its own, is fed the packs of all chains; a pack is one Tune
+trial. Tune starts a pack as soon as a worker is free, starts those again whose worker died, and
+forgets: its own state goes to a temporary folder, the journal is ours.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import heapq
+import itertools
 import json
 import logging
 import os
+import queue
 import shutil
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
@@ -25,7 +30,7 @@ from clsearch.data._stored import StoredImages
 from clsearch.data.base import Samples
 from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
-from clsearch.protocols import Job, LayerScanJob
+from clsearch.protocols import Ended, Job, LayerScanJob
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search import local
@@ -34,11 +39,14 @@ from clsearch.search.probe import probe
 from clsearch.store import Store
 
 RETRIES, ROUNDS = 1, 3
-"""How often Tune starts a pack again when its worker dies, and in how many Tune runs it may.
+"""How often Tune starts a pack again when its worker dies, and how often it is given the pack.
 
 Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
 is no fault of the pack, and it has another round.
 """
+
+STOP = 10.0
+"""Seconds that Tune has to end."""
 
 
 def _quiet() -> None:
@@ -57,6 +65,7 @@ class RaySearcher:
     def __init__(self, resources: ResourcesConfig, address: str | None = None) -> None:
         self.address, self._folder = address, ""
         self._refs: dict[str, Any] = {}
+        self._run: _TuneRun | None = None
         _quiet()
         try:
             with local.own_signals():
@@ -105,78 +114,43 @@ class RaySearcher:
             said = " ".join(str(error).split())
             raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
 
-    def run(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        on_record: Callable[[TrialRecord], None],
-    ) -> Mapping[str, str]:
-        """Trains every job in one Tune run, and those lost to their workers in another; see
-        `clsearch.protocols.Searcher`."""
-        left, relay = list(jobs), _Relay(on_record)
-        for _ in range(ROUNDS):
-            relay.lost.clear()
-            self._round(config, left, data, store, relay)
-            left = [job for job in left if not relay.lost.keys().isdisjoint(job.keys)]
-            if not left:
-                break
-        return relay.lost
+    def begin(self, config: Config, store: Store) -> None:
+        """See `clsearch.protocols.Searcher`."""
+        self._end()
+        trainable = tune.with_parameters(_train, config=config, store=store, device=self.device)
+        bundles = tune.PlacementGroupFactory([self.bundle])
+        self._run = _TuneRun(tune.with_resources(trainable, bundles), self.workers)
 
-    def _round(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        relay: _Relay,
-    ) -> None:
-        """One Tune run. Raises `ClsearchError` where it cannot go on."""
-        folder = local.new_folder()
-        trainable = tune.with_parameters(
-            _train,
-            config=config,
-            store=store,
-            device=self.device,
-            data=self._shared(data),
-        )
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([self.bundle])),
-            param_space={"job": tune.grid_search(list(jobs))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.trial_id,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="task",
-                storage_path=folder,
-                callbacks=[relay],
-                verbose=0,
-                stop=relay.should_stop,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-            ),
-        )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tuner.fit()
-        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
-            said = " ".join(str(error).split())
-            raise ClsearchError(f"Ray has stopped in task {jobs[0].task}: {said}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        if relay.error:
-            raise relay.error
+    def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
+        """Takes jobs, which Tune is given as workers get free."""
+        self._running.submit(_Work(job, self._shared(job, data)) for job in jobs)
 
-    def _shared(self, data: Mapping[int, TaskData]) -> dict[int, Any]:
-        """The tasks' data in Ray's shared memory, each put there once; references by number."""
-        refs = {d: self._refs.get(d) for d in (part.digest for part in data.values())}
-        self._refs = {
-            part.digest: refs[part.digest] or ray.put(_pack_data(part)) for part in data.values()
-        }
-        return {number: self._refs[part.digest] for number, part in data.items()}
+    def wait(self) -> TrialRecord | Ended:
+        """See `clsearch.protocols.Searcher`."""
+        return self._running.wait()
+
+    @property
+    def _running(self) -> _TuneRun:
+        if self._run is None:
+            raise RuntimeError("no search has begun")
+        return self._run
+
+    def _end(self) -> None:
+        """Ends the Tune run, if there is one."""
+        if self._run is not None:
+            self._run.end()
+            self._run = None
+
+    def _shared(self, job: Job, data: Mapping[int, TaskData]) -> dict[int, Any]:
+        """References to the data of a job's tasks in Ray's shared memory, by number; what is put
+        there stays as long as its task is at work."""
+        at_work = {part.digest for part in data.values()}
+        self._refs = {digest: ref for digest, ref in self._refs.items() if digest in at_work}
+        for number in job.parts:
+            part = data[number]
+            if part.digest not in self._refs:
+                self._refs[part.digest] = ray.put(_pack_data(part))
+        return {number: self._refs[data[number].digest] for number in job.parts}
 
     def try_out(self) -> str:
         """Runs one task on a worker; returns what it says of itself."""
@@ -185,6 +159,7 @@ class RaySearcher:
 
     def close(self) -> None:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
+        self._end()
         ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -243,40 +218,181 @@ def _mode() -> str:
     return os.environ.get(local.MODE, "disabled").lower()
 
 
-class _Relay(tune.Callback):  # type: ignore[misc]
-    """Hands what workers report to the driver. Never raises into Tune's loop."""
+@dataclass(frozen=True)
+class _Work:
+    """A job, with references to the data it needs. Tune copies its settings; this is one thing."""
 
-    def __init__(self, on_record: Callable[[TrialRecord], None]) -> None:
-        self.on_record, self.lost = on_record, dict[str, str]()
-        self.error: ClsearchError | None = None
+    job: Job
+    data: Mapping[int, Any]
+
+    def __deepcopy__(self, memo: Any) -> _Work:
+        return self
+
+
+class _Over(Exception):
+    """Ends Tune's loop: nothing more will come."""
+
+
+class _TuneRun:
+    """A Tune run in a thread of its own.
+
+    Jobs go in by `submit` and wait in `queue` until a worker is free, those of the earliest task
+    first, and of these the largest; what happens to them comes out of `events`, errors too.
+    """
+
+    def __init__(self, trainable: Any, workers: int) -> None:
+        self.workers, self.over = workers, False
+        self.queue: list[tuple[int, int, int, _Work]] = []
+        self.events: queue.SimpleQueue[TrialRecord | Ended | Exception] = queue.SimpleQueue()
+        self.given: dict[str, _Work] = {}
+        self.rounds: Counter[tuple[str, ...]] = Counter()
+        self.changed, self.numbers = threading.Condition(), itertools.count()
+        self.thread = threading.Thread(target=self._fit, args=(trainable,), daemon=True)
+
+    def submit(self, works: Iterable[_Work]) -> None:
+        with self.changed:
+            for work in works:
+                place = (work.job.task, -len(work.job.parts) * len(work.job.keys))
+                heapq.heappush(self.queue, (*place, next(self.numbers), work))
+            self.changed.notify()
+        if self.thread.ident is None:
+            self.thread.start()
+
+    def wait(self) -> TrialRecord | Ended:
+        event = self.events.get()
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    def end(self) -> None:
+        """Ends it, whatever workers do."""
+        with self.changed:
+            self.over = True
+            self.changed.notify()
+        if self.thread.ident is not None:
+            self.thread.join(STOP)
+
+    def next(self, trial_id: str) -> _Work | None:
+        """What the next worker gets. With no job anywhere, waits until there is one."""
+        with self.changed:
+            while not (self.queue or self.given or self.over):
+                self.changed.wait()
+            self.check()
+            if not self.queue or len(self.given) >= self.workers:
+                return None
+            work = self.given[trial_id] = heapq.heappop(self.queue)[-1]
+            return work
+
+    def check(self) -> None:
+        """Called at every turn of Tune's loop."""
+        if self.over:
+            raise _Over
+
+    def done(self, trial_id: str, lost: str = "") -> None:
+        """A trial of Tune's is over; a job that was lost has further rounds."""
+        with self.changed:
+            work = self.given.pop(trial_id)
+        job = work.job
+        self.rounds[job.keys] += 1
+        if lost and self.rounds[job.keys] < ROUNDS:
+            self.submit([work])
+        else:
+            self.events.put(Ended(job, lost))
+
+    def _fit(self, trainable: Any) -> None:
+        folder = local.new_folder()
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                num_samples=-1,
+                search_alg=_Feed(self),
+                trial_name_creator=lambda trial: trial.trial_id,
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="search",
+                storage_path=folder,
+                callbacks=[_Relay(self)],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+            ),
+        )
+        try:
+            tuner.fit()
+            raise ClsearchError("Ray Tune has ended by itself")
+        except _Over:
+            pass
+        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
+            said = " ".join(str(error).split())
+            self.events.put(ClsearchError(f"Ray has stopped: {said}"))
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            self.events.put(error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Feed(tune.search.Searcher):  # type: ignore[misc]
+    """Tune's view of the queue: a search algorithm that suggests the next job."""
+
+    def __init__(self, run: _TuneRun) -> None:
+        super().__init__()
+        self.run = run
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        work = self.run.next(trial_id)
+        return None if work is None else {"work": work}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """The relay sees to it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is restored."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is restored."""
+
+
+class _Relay(tune.Callback):  # type: ignore[misc]
+    """Hands what workers report to the driver. Never raises into Tune's loop, but to end it."""
+
+    def __init__(self, run: _TuneRun | None) -> None:
+        self.run = run
 
     def __reduce__(self) -> tuple[type[_Relay], tuple[Any, ...]]:
         """Tune pickles its settings for a restore that is never used: a relay to nobody."""
-        return _Relay, (print,)
+        return _Relay, (None,)
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self.run is not None:
+            self.run.check()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        if self.run is None:
+            return
         try:
             if "store_error" in result:
-                self.error = StoreError(result["store_error"])
+                self.run.events.put(StoreError(result["store_error"]))
             elif "record" in result:
-                self.on_record(TrialRecord.from_json(json.loads(result["record"])))
-        except ClsearchError as error:
-            self.error = error
+                self.run.events.put(TrialRecord.from_json(json.loads(result["record"])))
         except Exception as error:  # noqa: BLE001 - an exception here would mark the trial ERROR
-            self.error = ClsearchError(f"progress could not be reported: {error!r}")
+            self.run.events.put(ClsearchError(f"a report could not be read: {error!r}"))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.run is not None:
+            self.run.done(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         text = str(trial.get_error() or "")
         reason = "its worker died again and again"
         if "RayTaskError" in text:  # it lived, and raised outside of any trial
             reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
-        self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
-
-    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Tune asks after every report: once records cannot be written, nothing goes on."""
-        return self.error is not None
+        if self.run is not None:
+            self.run.done(trial.trial_id, reason)
 
 
 PackedData = dict[str, Any]
@@ -349,7 +465,6 @@ def _train(
     config: Config,
     store: Store,
     device: str,
-    data: dict[int, Any],
 ) -> None:
     """The trainable: one job, every record reported as it is finished."""
     import torch
@@ -361,7 +476,8 @@ def _train(
     prepare_worker()
     _close_journal_at_exit()
     store = _WorkerStore(store.root)
-    job: Job = setting["job"]
+    work: _Work = setting["work"]
+    job = work.job
     try:
         parts = [_unpack_data(ray.get(data[number])) for number in job.parts]
         parent = None
