@@ -229,7 +229,7 @@ class _Work:
         return self
 
 
-class _Over(Exception):
+class _OverError(Exception):
     """Ends Tune's loop: nothing more will come."""
 
 
@@ -286,7 +286,7 @@ class _TuneRun:
     def check(self) -> None:
         """Called at every turn of Tune's loop."""
         if self.over:
-            raise _Over
+            raise _OverError
 
     def done(self, trial_id: str, lost: str = "") -> None:
         """A trial of Tune's is over; a job that was lost has further rounds."""
@@ -321,7 +321,7 @@ class _TuneRun:
         try:
             tuner.fit()
             raise ClsearchError("Ray Tune has ended by itself")
-        except _Over:
+        except _OverError:
             pass
         except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
             said = " ".join(str(error).split())
@@ -479,7 +479,7 @@ def _train(
     work: _Work = setting["work"]
     job = work.job
     try:
-        parts = [_unpack_data(ray.get(data[number])) for number in job.parts]
+        parts = [_unpack_data(ray.get(work.data[number])) for number in job.parts]
         parent = None
         if job.parent is not None:
             commit = read_commit(store, job.parent)
