@@ -123,7 +123,7 @@ class RaySearcher:
 
     def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
         """Takes jobs, which Tune is given as workers get free."""
-        self._running.submit(_Work(job, self._shared(job, data)) for job in jobs)
+        self._running.submit([_Work(job, self._shared(job, data)) for job in jobs])
 
     def wait(self) -> TrialRecord | Ended:
         """See `clsearch.protocols.Searcher`."""
@@ -230,7 +230,11 @@ class _Work:
 
 
 class _OverError(Exception):
-    """Ends Tune's loop: nothing more will come."""
+    """Ends Tune's loop, which cleans up: nothing more will come."""
+
+
+class _AbortError(BaseException):
+    """Ends Tune's loop as it is: workers are still at work, and not waited for."""
 
 
 class _TuneRun:
@@ -286,7 +290,7 @@ class _TuneRun:
     def check(self) -> None:
         """Called at every turn of Tune's loop."""
         if self.over:
-            raise _OverError
+            raise _AbortError if self.given else _OverError
 
     def done(self, trial_id: str, lost: str = "") -> None:
         """A trial of Tune's is over; a job that was lost has further rounds."""
@@ -321,7 +325,7 @@ class _TuneRun:
         try:
             tuner.fit()
             raise ClsearchError("Ray Tune has ended by itself")
-        except _OverError:
+        except (_OverError, _AbortError):
             pass
         except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
             said = " ".join(str(error).split())
