@@ -15,7 +15,6 @@ import itertools
 import json
 import logging
 import os
-import queue
 import shutil
 import threading
 import warnings
@@ -23,6 +22,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
@@ -52,6 +52,8 @@ STOP = 10.0
 def _quiet() -> None:
     for name in ("ray", "ray.tune", "ray.data", "ray._private"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Not for a while alone: Tune runs beside the search, and filters belong to the whole process.
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
 
 
 class RaySearcher:
@@ -116,7 +118,7 @@ class RaySearcher:
 
     def begin(self, config: Config, store: Store) -> None:
         """See `clsearch.protocols.Searcher`."""
-        self._end()
+        self.end()
         trainable = tune.with_parameters(_train, config=config, store=store, device=self.device)
         bundles = tune.PlacementGroupFactory([self.bundle])
         self._run = _TuneRun(tune.with_resources(trainable, bundles), self.workers)
@@ -135,8 +137,13 @@ class RaySearcher:
             raise RuntimeError("no search has begun")
         return self._run
 
-    def _end(self) -> None:
-        """Ends the Tune run, if there is one."""
+    @property
+    def idle(self) -> bool:
+        """Whether workers have nothing to do."""
+        return self._running.idle
+
+    def end(self) -> None:
+        """Ends a search, whatever workers do."""
         if self._run is not None:
             self._run.end()
             self._run = None
@@ -159,7 +166,7 @@ class RaySearcher:
 
     def close(self) -> None:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
-        self._end()
+        self.end()
         ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -247,7 +254,7 @@ class _TuneRun:
     def __init__(self, trainable: Any, workers: int) -> None:
         self.workers, self.over = workers, False
         self.queue: list[tuple[int, int, int, _Work]] = []
-        self.events: queue.SimpleQueue[TrialRecord | Ended | Exception] = queue.SimpleQueue()
+        self.events: SimpleQueue[TrialRecord | Ended | Exception] = SimpleQueue()
         self.given: dict[str, _Work] = {}
         self.rounds: Counter[tuple[str, ...]] = Counter()
         self.changed, self.numbers = threading.Condition(), itertools.count()
@@ -279,7 +286,7 @@ class _TuneRun:
     def next(self, trial_id: str) -> _Work | None:
         """What the next worker gets. With no job anywhere, waits until there is one."""
         with self.changed:
-            while not (self.queue or self.given or self.over):
+            while self.idle and not self.over:
                 self.changed.wait()
             self.check()
             if not self.queue or len(self.given) >= self.workers:
@@ -291,6 +298,12 @@ class _TuneRun:
         """Called at every turn of Tune's loop."""
         if self.over:
             raise _AbortError if self.given else _OverError
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no job anywhere."""
+        with self.changed:
+            return not (self.queue or self.given)
 
     def done(self, trial_id: str, lost: str = "") -> None:
         """A trial of Tune's is over; a job that was lost has further rounds."""
