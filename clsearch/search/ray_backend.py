@@ -318,7 +318,21 @@ class _TuneRun:
 
     def _fit(self, trainable: Any) -> None:
         folder = local.new_folder()
-        tuner = tune.Tuner(
+        try:
+            self._tuner(trainable, folder).fit()
+            raise ClsearchError("Ray Tune has ended by itself")
+        except (_OverError, _AbortError):
+            pass
+        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
+            said = " ".join(str(error).split())
+            self.events.put(ClsearchError(f"Ray has stopped: {said}"))
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            self.events.put(error)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tuner(self, trainable: Any, folder: str) -> Any:
+        return tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
@@ -335,29 +349,21 @@ class _TuneRun:
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
             ),
         )
-        try:
-            tuner.fit()
-            raise ClsearchError("Ray Tune has ended by itself")
-        except (_OverError, _AbortError):
-            pass
-        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
-            said = " ".join(str(error).split())
-            self.events.put(ClsearchError(f"Ray has stopped: {said}"))
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            self.events.put(error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Feed(tune.search.Searcher):  # type: ignore[misc]
     """Tune's view of the queue: a search algorithm that suggests the next job."""
 
-    def __init__(self, run: _TuneRun) -> None:
+    def __init__(self, run: _TuneRun | None) -> None:
         super().__init__()
         self.run = run
 
+    def __reduce__(self) -> tuple[type[_Feed], tuple[Any, ...]]:
+        """Tune pickles its settings for a restore that is never used: a feed from nowhere."""
+        return _Feed, (None,)
+
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        work = self.run.next(trial_id)
+        work = None if self.run is None else self.run.next(trial_id)
         return None if work is None else {"work": work}
 
     def on_trial_complete(
