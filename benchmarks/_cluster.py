@@ -14,6 +14,7 @@ import heapq
 import itertools
 import json
 import pickle
+import queue
 import threading
 import time
 import types
@@ -23,6 +24,7 @@ from unittest import mock
 
 from clsearch.protocols import Job
 from clsearch.records import TrialRecord
+from clsearch.search import tune_run
 from clsearch.search._ray import ray, tune
 from clsearch.store import Store, write_record
 
@@ -36,12 +38,13 @@ LATENCY = 0.002
 class Clock:
     """Seconds since the start: the CPU time of this process, and what was waited for.
 
-    Two threads that compute at once count one after the other: Python's lock has it so.
+    What two threads compute counts one after the other: Python's lock has it so. Commits do not:
+    torch computes without the lock.
     """
 
     def __init__(self) -> None:
         self._began, self._aside, self._lock = time.process_time(), 0.0, threading.Lock()
-        self.waited = self.charged = 0.0
+        self.waited = self.charged = self.beside = 0.0
 
     @property
     def busy(self) -> float:
@@ -50,7 +53,7 @@ class Clock:
 
     @property
     def now(self) -> float:
-        return self.busy + self.waited
+        return self.busy - self.beside + self.waited
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -62,10 +65,12 @@ class Clock:
             with self._lock:
                 self._aside += time.thread_time() - began
 
-    def charge(self, seconds: float) -> None:
-        """CPU seconds that the driver would have taken."""
+    def charge(self, seconds: float, beside: bool = False) -> None:
+        """CPU seconds that the driver would have taken; `beside`: in a thread beside Tune's, whose
+        loop goes on."""
         with self._lock:
             self.charged += seconds
+            self.beside += seconds * beside
 
     def wait(self, seconds: float) -> None:
         with self._lock:
@@ -83,6 +88,29 @@ class Answering:
 
     def filled(self, **_: Any) -> dict[str, Any]:
         return {"pid": 1, "hostname": "worker", "node_ip": "127.0.0.1"}
+
+
+WAKE = "wake"
+"""In the place of a reference: the search's thread goes on."""
+
+
+class Watched:
+    """A queue that counts what is put into it, and how often the search has come for it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def put(self, event: Any) -> None:
+        with self.cluster.search_waits:
+            self.cluster.puts += 1
+        self.events.put(event)
+
+    def get(self) -> Any:
+        with self.cluster.search_waits:
+            self.cluster.waits += 1
+            self.cluster.search_waits.notify_all()
+        return self.events.get()
 
 
 def _never() -> None:
@@ -116,6 +144,8 @@ class Cluster:
         never = ray.remote(num_cpus=0, resources={"nowhere": 1})(_never)
         self._pending = [never.remote() for _ in range(3 * workers + 1000)]
         self._idle = 0.0
+        self.puts = self.waits = 0
+        self.asleep, self.search_waits = False, threading.Condition()
 
     def close(self) -> None:
         ray.kill(self.actor)
@@ -140,9 +170,10 @@ class Cluster:
     ) -> tuple[list[Any], list[Any]]:
         """`ray.wait` for one: the next that is due, once the clock is there."""
         clock = self.clock
+        self._settle()
         with clock.aside():
             wanted = set(references)
-            while self._due and self._due[0][2] not in wanted:
+            while self._due and self._due[0][2] not in wanted and self._due[0][2] is not WAKE:
                 self._answers.pop(heapq.heappop(self._due)[2], None)
             limit = float("inf") if timeout is None else clock.now + timeout
             due = self._due[0][0] if self._due else float("inf")
@@ -152,9 +183,45 @@ class Cluster:
             return [], references
         clock.wait(due - clock.now)
         reference = heapq.heappop(self._due)[2]
+        if reference is WAKE:
+            self._wake()
+            return [], references
         ready, _ = ray.wait([*self.waiting(len(references) - 1), reference], num_returns=1)
         self._idle = 0.0
         return ready, []
+
+    def _settle(self) -> None:
+        """Lets the search's thread do all that it can do at this time."""
+        with self.search_waits:
+            self.search_waits.wait_for(lambda: self.waits > self.puts or self.asleep)
+
+    def _wake(self) -> None:
+        """The search's thread goes on: its commit is over."""
+        with self.search_waits:
+            self.asleep = False
+            self.search_waits.notify_all()
+
+    def sleep(self, seconds: float, idle: Callable[[], bool]) -> None:
+        """The search's thread computes for so long, beside Tune's loop; where that is `idle`, it
+        waits for jobs and does not move the clock."""
+        clock = self.clock
+        clock.charge(seconds, beside=True)
+        with self.search_waits:
+            self.asleep, due = True, clock.now + seconds
+            heapq.heappush(self._due, (due, next(self._numbers), WAKE))
+            self.search_waits.notify_all()
+            while not self.search_waits.wait_for(lambda: not self.asleep, timeout=0.05):
+                if idle():
+                    self._due = [entry for entry in self._due if entry[2] is not WAKE]
+                    heapq.heapify(self._due)
+                    self.asleep = False
+                    clock.wait(due - clock.now)
+
+    def end(self) -> None:
+        """The search is over, and waits for nothing more."""
+        with self.search_waits:
+            self.waits += 1 << 30
+            self.search_waits.notify_all()
 
     def _pass(self, limit: float, due: float, timeout: float) -> None:
         """Lets a turn of Tune's loop pass in which nothing happens; the turns like it, up to what
@@ -185,14 +252,9 @@ class Cluster:
             mock.patch.object(
                 LOOP, "PlacementGroupResourceManager", functools.partial(Resources, self)
             ),
-            mock.patch.dict("os.environ", TUNE_MAX_PENDING_TRIALS_PG=self.most_pending),
+            mock.patch.object(tune_run, "SimpleQueue", functools.partial(Watched, self)),
         ):
             yield
-
-    @property
-    def most_pending(self) -> str:
-        """What Tune allows on a cluster of so many cores."""
-        return str(max(200, int(1.1 * self.workers)))
 
 
 class Resources(EXECUTION.ResourceManager):  # type: ignore[misc]
@@ -261,7 +323,7 @@ class Worker:
 
     def __init__(self, cluster: Cluster, config: dict[str, Any], **_: Any) -> None:
         self.cluster, self.done = cluster, 0
-        self.job: Job = config["job"]
+        self.job: Job = config["work"].job
         cluster.started += 1
 
     def __getattr__(self, method: str) -> Any:
@@ -282,7 +344,7 @@ class Worker:
 
     def _reset(self, config: dict[str, Any], storage: Any = None) -> Any:
         with self.cluster.clock.aside():
-            self.job, self.done = config["job"], 0
+            self.job, self.done = config["work"].job, 0
             sent = pickle.dumps(self.job)
             self.cluster.job_bytes += len(sent)
         return self.cluster.call("reset", 0.0, lambda: True, sent, storage)

@@ -147,8 +147,8 @@ def made_up(job: Job, member: int) -> TrialRecord:
 class Commits:
     """Commits that take the recorded seconds and come to the state of an untrained model."""
 
-    def __init__(self, cluster: Cluster, times: Times) -> None:
-        self.cluster, self.times = cluster, times
+    def __init__(self, cluster: Cluster, searcher: RaySearcher, times: Times) -> None:
+        self.cluster, self.searcher, self.times = cluster, searcher, times
         self.made: dict[str, Commit] = {}
         self.seconds = 0.0
 
@@ -159,7 +159,7 @@ class Commits:
                 self.made[method] = self._first(learned, selection, store)
             seconds = self.times.factor * self.times.commit[method]
         self.seconds += seconds
-        self.cluster.clock.charge(seconds)
+        self.cluster.sleep(seconds, lambda: self.searcher.idle)
         known = self.made[method]
         tests = {str(task.number): 0.9 for task in learned.tasks}
         return Commit(digest([selection.trial_key]), known.state, 0.9, tests)
@@ -270,13 +270,15 @@ def simulate(
                             search.scenario.data(task.number).validation)
         )  # fmt: skip
         cluster = Cluster(workers, store, times.of, made_up, start, group)
-        commits = Commits(cluster, times)
+        commits = Commits(cluster, searcher, times)
         try:
             with cluster.in_place_of_actors(), mock.patch.object(sequence, "commit", commits):
                 begun = cluster.clock.now
                 found = search.run(searcher, silent, silent)
                 cluster.clock.charge(tracking * len(found.records))
                 ended, busy = cluster.clock.now, cluster.clock.busy
+                cluster.end()
+                searcher.end()
         finally:
             cluster.close()
     took = ended - begun

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from benchmarks._machine import machine
 from clsearch.config import Config, parse_config
 from clsearch.folder import open_store
-from clsearch.protocols import Job, Tracker
+from clsearch.protocols import Ended, Job, Tracker
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import TaskData
 from clsearch.search.ray_backend import RaySearcher
@@ -49,21 +49,24 @@ class InProcess:
 
     workers, device, memory = 1, "cpu", None
 
-    def run(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        on_record: Callable[[TrialRecord], None],
-    ) -> Mapping[str, str]:
-        for job in jobs:
-            commit = None if job.parent is None else read_commit(store, job.parent)
-            parent = None if commit is None else commit[0]
-            parts = [data[number] for number in job.parts]
-            for record in run_pack(config, job, parts, parent, store, torch.device("cpu")):
-                on_record(record)
-        return {}
+    def begin(self, config: Config, store: Store) -> None:
+        self.config, self.store = config, store
+        self.events: list[Iterator[TrialRecord | Ended]] = []
+
+    def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
+        self.events += [self.run(job, [data[n] for n in job.parts]) for job in jobs]
+
+    def wait(self) -> TrialRecord | Ended:
+        while True:
+            for event in self.events[0]:
+                return event
+            self.events.pop(0)
+
+    def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
+        commit = None if job.parent is None else read_commit(self.store, job.parent)
+        parent = None if commit is None else commit[0]
+        yield from run_pack(self.config, job, parts, parent, self.store, torch.device("cpu"))
+        yield Ended(job)
 
     def close(self) -> None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -29,7 +29,11 @@ ENOUGH = 20
 
 @dataclass
 class _Count:
+    """A chain at a task."""
+
+    task: int
     total: int = 0
+    over: bool = False
     done: int = 0
     failed: int = 0
     best: float | None = None
@@ -46,7 +50,8 @@ class ConsoleProgress(Progress):
         self.console = console
         self.live = Live(console=console, refresh_per_second=4, transient=True)
         self.counts: dict[Chain, _Count] = {}
-        self.header = ""
+        self.names: dict[int, str] = {}
+        self.chains: list[Chain] = []
         self.rounds: dict[str, int] = {}
         self.expected = self.finished = self.known = 0
         self.started = self.last_line = time.monotonic()
@@ -69,23 +74,39 @@ class ConsoleProgress(Progress):
         trials = first + (tasks - 1) * sum(self.later.values())
         self.expected = trials * len(config.seeds)
         self.tasks = tasks
-        chains = len(systems) * len(config.seeds)
+        self.grids = {s.label: [planned(config, s, t) for t in (1, 2)] for s in systems}
+        self.chains = [Chain(s.label, seed) for s in systems for seed in config.seeds]
         self._say(
             f"{config.name}: {tasks} tasks ({scenario.name}, {scenario.incremental}), "
-            f"{len(systems)} methods × {len(config.seeds)} seeds = {chains} chains, "
+            f"{len(systems)} methods × {len(config.seeds)} seeds = {len(self.chains)} chains, "
             f"{self.expected} trials at most"
         )
 
-    def task(self, data: TaskData, planned: Mapping[Chain, Sequence[str]]) -> None:
+    def task(self, data: TaskData, chain: Chain, planned: Sequence[str]) -> None:
         task = data.task
-        self.header = f"Task {task.number}/{self.tasks} {task.name}"
-        self.counts = {chain: _Count(len(keys)) for chain, keys in planned.items()}
-        self._say(
-            f"{self.header}: {len(data.train)} training, {len(data.validation)} validation, "
-            f"{data.test_size} test samples, {len(task.classes)} classes; "
-            f"{sum(map(len, planned.values()))} trials"
-        )
+        self.counts[chain] = _Count(task.number, len(planned))
+        first = task.number not in self.names
+        self.names[task.number] = task.name
+        if first:
+            self._say(
+                f"{self._header(task.number)}: {len(data.train)} training, "
+                f"{len(data.validation)} validation, {data.test_size} test samples, "
+                f"{len(task.classes)} classes; {self._trials(task.number)} trials"
+            )
         self._draw()
+
+    def _trials(self, task: int) -> int:
+        """Trials of the grids of all chains that have not ended."""
+        return sum(self.grids[chain.method][min(task, 2) - 1] for chain in self.chains)
+
+    def _header(self, task: int) -> str:
+        return f"Task {task}/{self.tasks} {self.names[task]}"
+
+    @property
+    def header(self) -> str:
+        """The earliest task that is not over."""
+        at_work = [c.task for c in self.counts.values() if not c.over] or list(self.names)
+        return self._header(min(at_work)) if at_work else ""
 
     def record(self, record: TrialRecord, known: bool) -> None:
         count = self.counts[record.chain]
@@ -104,8 +125,11 @@ class ConsoleProgress(Progress):
         if selection.outcome != "selected":  # a depleted chain has not begun this task either
             tasks = self.tasks - selection.task + (selection.outcome == "depleted")
             self.expected -= tasks * self.later[selection.method]
+            self.chains.remove(selection.chain)
         if selection.outcome != "depleted":
             self.expected -= self.rounds.get(selection.method, 0) - len(selection.rounds)
+        if selection.chain in self.counts:
+            self.counts[selection.chain].over = True
         self._say(f"  task {selection.task} {selection.chain}: {_in_words(result)}")
         self._draw()
 
@@ -140,11 +164,12 @@ class ConsoleProgress(Progress):
             pad_edge=False,
         )
         table.add_column("chain", overflow="fold")
-        for column in ("done", "failed", "left", "best validation %"):
+        for column in ("task", "done", "failed", "left", "best validation %"):
             table.add_column(column, justify="right", no_wrap=True)
         for chain, count in self.counts.items():
             table.add_row(
                 str(chain),
+                str(count.task),
                 str(count.done),
                 str(count.failed),
                 str(max(count.total - count.done, 0)),

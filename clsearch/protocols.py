@@ -6,16 +6,18 @@ MLflow is known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from clsearch.config import Config
 from clsearch.records import Chain, TaskResult, TrialRecord
 from clsearch.scenarios.base import Scenario, TaskData
 from clsearch.store import Store
 from clsearch.system import System
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,21 @@ class FineTuneJob(Job):
     round: int
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A job that is over. `lost`: the reason, where it was lost to its workers."""
+
+    job: Job
+    lost: str = ""
+
+
+Steps = Generator[Sequence[Job], Mapping[str, str], T]
+"""Work that asks for jobs, goes on when all of them are over, and is told which trials were lost to
+their workers, by key, with the reason."""
+
+
 class Searcher(Protocol):
-    """Runs the jobs of one task, in parallel, wherever that is."""
+    """Does jobs, in parallel, wherever that is, those of the earliest task first."""
 
     workers: int
     """Packs that can train at the same time."""
@@ -131,21 +146,19 @@ class Searcher(Protocol):
     memory: int | None
     """Bytes of a GPU's memory that one pack can count on; None on a CPU."""
 
-    def run(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        on_record: Callable[[TrialRecord], None],
-    ) -> Mapping[str, str]:
-        """Trains every job. Finished trials are in the journal when this returns and are reported
-        through `on_record` as they finish. Returns, by trial key, the reason for every trial lost
-        to its workers (killed again and again). Raises `StoreError` if records cannot be written.
-        """
+    def begin(self, config: Config, store: Store) -> None:
+        """A search begins, whose trials go into `store`."""
+
+    def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
+        """Takes jobs and returns at once. `data` are the tasks at work, by number."""
+
+    def wait(self) -> TrialRecord | Ended:
+        """The next thing to happen to the jobs that were submitted: a finished trial, which is in
+        the journal, or the end of a job, after all its trials. Raises `StoreError` if records
+        cannot be written."""
 
     def close(self) -> None:
-        """Gives the workers back."""
+        """Gives the workers back, whatever they do."""
 
 
 class Progress(Protocol):
@@ -153,8 +166,8 @@ class Progress(Protocol):
 
     def begin(self, scenario: Scenario, systems: Sequence[System], config: Config) -> None: ...
 
-    def task(self, data: TaskData, planned: Mapping[Chain, Sequence[str]]) -> None:
-        """A task begins: its data, and the trial keys of every chain that takes part."""
+    def task(self, data: TaskData, chain: Chain, planned: Sequence[str]) -> None:
+        """A chain begins a task: its data, and the keys of its trials."""
 
     def record(self, record: TrialRecord, known: bool) -> None:
         """A finished trial; `known`: it was in the journal already."""

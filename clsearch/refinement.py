@@ -8,15 +8,12 @@ from typing import Any
 
 from clsearch.config import Config, FineTuneConfig
 from clsearch.errors import ClsearchError, DamagedError
-from clsearch.protocols import FineTuneJob, Job, LayerScanJob
+from clsearch.protocols import FineTuneJob, Job, LayerScanJob, Steps
 from clsearch.records import LayerPruning, Round, Selection, TrialRecord
 from clsearch.search.plan import fine_tune_key, packs, pruning_key
 from clsearch.selection import highest, select, sparsity
 from clsearch.store import Store, known_record, read_pruning
 from clsearch.system import System
-
-Run = Callable[[Sequence[Job]], Mapping[str, str]]
-"""Does jobs and returns, by key, the reason for each that was lost to its workers."""
 
 
 @dataclass
@@ -41,67 +38,54 @@ class Entry:
 
 
 class Refinement:
-    """Refines the selections of one task, all chains side by side.
+    """Refines the selection of a chain at a task, step by step.
 
-    Everything is keyed by content and looked up before it is done. Raises `ClsearchError` where
-    workers were lost over and over: no selection may depend on that.
+    Everything is keyed by content and looked up before it is done. `share` is the number of workers
+    the chain can count on. Raises `ClsearchError` where workers were lost over and over: no
+    selection may depend on that.
     """
 
     def __init__(
-        self,
-        config: Config,
-        store: Store,
-        run: Run,
-        workers: int,
-        note: Callable[[str], None],
+        self, config: Config, store: Store, share: float, note: Callable[[str], None]
     ) -> None:
-        self.config, self.store, self.run = config, store, run
-        self.workers, self.note = workers, note
+        self.config, self.store, self.share, self.note = config, store, share, note
 
-    def __call__(self, entries: Sequence[Entry]) -> None:
+    def __call__(self, entry: Entry) -> Steps[None]:
         if self.config.selection.per_layer:
-            self._select_by_layer(entries)
+            yield from self._select_by_layer(entry)
         number = 0
-        while going_on := [e for e in entries if e.fine_tune is not None]:
+        while entry.fine_tune is not None:
             number += 1
-            self._round(going_on, number)
+            yield from self._round(entry, number)
 
-    def _select_by_layer(self, entries: Sequence[Entry]) -> None:
+    def _select_by_layer(self, entry: Entry) -> Steps[None]:
         """Selects again, with every candidate pruned layer by layer."""
-        starts = [
-            {c.trial_key: c.threshold for c in e.selection.candidates if c.threshold is not None}
-            for e in entries
-        ]
-        found = self._prunings(entries, starts)
-        for entry, by_layer in zip(entries, found, strict=True):
-            if by_layer:
-                margin = entry.selection.margin
-                entry.selection = select(entry.records, margin, by_layer=by_layer)
+        chosen = entry.selection
+        starts = {c.trial_key: c.threshold for c in chosen.candidates if c.threshold is not None}
+        by_layer = yield from self._prunings(entry, starts)
+        if by_layer:
+            entry.selection = select(entry.records, chosen.margin, by_layer=by_layer)
 
     def _prunings(
-        self, entries: Sequence[Entry], starts: Sequence[Mapping[str, float]]
-    ) -> list[dict[str, LayerPruning]]:
-        """For each chain, its trials pruned by layer from the thresholds found for the network."""
+        self, entry: Entry, thresholds: Mapping[str, float]
+    ) -> Steps[dict[str, LayerPruning]]:
+        """Trials pruned by layer from the thresholds found for the network."""
+        floor = entry.selection.floor or 0.0
+        missing = [t for t, v in thresholds.items() if self._pruning(t, v, floor) is None]
         jobs: list[Job] = []
-        for entry, thresholds in zip(entries, starts, strict=True):
-            floor = entry.selection.floor or 0.0
-            missing = [t for t, v in thresholds.items() if self._pruning(t, v, floor) is None]
-            for part in packs(len(missing), len(missing), self.workers / len(entries)):
-                keys = tuple(missing[i] for i in part)
-                begun = tuple(thresholds[key] for key in keys)
-                base: dict[str, Any] = {**vars(entry.job), "keys": keys}
-                places = tuple(pruning_key(k, thresholds[k], floor) for k in keys)
-                jobs.append(LayerScanJob(**base, starts=begun, places=places, floor=floor))
-        self._do(jobs)
-        found = []
-        for entry, thresholds in zip(entries, starts, strict=True):
-            floor, own = entry.selection.floor or 0.0, {}
-            for trial, theta in thresholds.items():
-                pruning = self._pruning(trial, theta, floor)
-                if pruning is None:
-                    raise ClsearchError(f"the pruning of trial {trial} by layer was lost")
-                own[trial] = pruning
-            found.append(own)
+        for part in packs(len(missing), len(missing), self.share):
+            keys = tuple(missing[i] for i in part)
+            begun = tuple(thresholds[key] for key in keys)
+            base: dict[str, Any] = {**vars(entry.job), "keys": keys}
+            places = tuple(pruning_key(k, thresholds[k], floor) for k in keys)
+            jobs.append(LayerScanJob(**base, starts=begun, places=places, floor=floor))
+        yield from self._do(jobs)
+        found = {}
+        for trial, theta in thresholds.items():
+            pruning = self._pruning(trial, theta, floor)
+            if pruning is None:
+                raise ClsearchError(f"the pruning of trial {trial} by layer was lost")
+            found[trial] = pruning
         return found
 
     def _pruning(self, trial: str, theta: float, floor: float) -> LayerPruning | None:
@@ -113,20 +97,20 @@ class Refinement:
             self.store.remove("prunings", key)
             return None
 
-    def _round(self, entries: Sequence[Entry], number: int) -> None:
+    def _round(self, entry: Entry, number: int) -> Steps[None]:
         """Fine-tunes what was pruned, then prunes what was fine-tuned where rounds are left."""
-        jobs = [self._job(entry, number) for entry in entries]
-        missing = [job for job in jobs if known_record(self.store, job.keys[0], self.note) is None]
-        self._do(missing)
-        for entry, job in zip(entries, jobs, strict=True):
-            record = known_record(self.store, job.keys[0], self.note)
-            if record is None:
-                raise ClsearchError(f"the fine-tuned trial {job.keys[0]} was lost")
-            entry.tuned.append(record)
-            _keep(entry, record)
-            tune = entry.system.config.fine_tune
-            entry.ended |= tune is None or number >= tune.rounds
-        self._prune_again([e for e in entries if e.fine_tune is not None])
+        job = self._job(entry, number)
+        if known_record(self.store, job.keys[0], self.note) is None:
+            yield from self._do([job])
+        record = known_record(self.store, job.keys[0], self.note)
+        if record is None:
+            raise ClsearchError(f"the fine-tuned trial {job.keys[0]} was lost")
+        entry.tuned.append(record)
+        _keep(entry, record)
+        tune = entry.system.config.fine_tune
+        entry.ended |= tune is None or number >= tune.rounds
+        if entry.fine_tune is not None:
+            yield from self._prune_again(entry)
 
     def _job(self, entry: Entry, number: int) -> FineTuneJob:
         """The job of a round. Its trial has the selected one's hyperparameters, but for those that
@@ -149,31 +133,28 @@ class Refinement:
             round=number,
         )
 
-    def _prune_again(self, entries: Sequence[Entry]) -> None:
-        """Prunes fine-tuned models as far as the margin allows; ends those that lose nothing."""
-        points = [highest(e.tuned[-1], e.selection.floor or 0.0) for e in entries]
-        starts = [
-            {e.tuned[-1].trial_key: p.threshold} if p and self.config.selection.per_layer else {}
-            for e, p in zip(entries, points, strict=True)
-        ]
-        found = self._prunings(entries, starts)
-        for entry, point, by_layer in zip(entries, points, found, strict=True):
-            chosen, tune = entry.selection, entry.system.config.fine_tune
-            pruning = next(iter(by_layer.values()), None)
-            if point is None or tune is None or sum((pruning or point).free) <= sum(chosen.free):
-                entry.ended = True
-                continue
-            entry.selection = replace(
-                chosen,
-                threshold=point.threshold,
-                thresholds=pruning.thresholds if pruning else (),
-                accuracy=(pruning or point).accuracy,
-                free=(pruning or point).free,
-                sparsity=sparsity((pruning or point).free, chosen.units),
-            )
+    def _prune_again(self, entry: Entry) -> Steps[None]:
+        """Prunes a fine-tuned model as far as the margin allows; ends one that loses nothing."""
+        chosen, tuned = entry.selection, entry.tuned[-1]
+        point = highest(tuned, chosen.floor or 0.0)
+        pruning = None
+        if point is not None and self.config.selection.per_layer:
+            found = yield from self._prunings(entry, {tuned.trial_key: point.threshold})
+            pruning = found[tuned.trial_key]
+        if point is None or sum((pruning or point).free) <= sum(chosen.free):
+            entry.ended = True
+            return
+        entry.selection = replace(
+            chosen,
+            threshold=point.threshold,
+            thresholds=pruning.thresholds if pruning else (),
+            accuracy=(pruning or point).accuracy,
+            free=(pruning or point).free,
+            sparsity=sparsity((pruning or point).free, chosen.units),
+        )
 
-    def _do(self, jobs: Sequence[Job]) -> None:
-        lost = self.run(jobs) if jobs else {}
+    def _do(self, jobs: Sequence[Job]) -> Steps[None]:
+        lost = (yield jobs) if jobs else {}
         if lost:
             key, reason = next(iter(lost.items()))
             raise ClsearchError(f"trial {key} was not refined: {reason}")

@@ -1,4 +1,7 @@
-"""The loop over tasks: trials, records, selection, commit, next task.
+"""The way of each chain: trials, records, selection, commit, next task.
+
+A chain waits for nobody: when the last of its trials is over it goes on to its next task, while
+others train.
 
 Knows neither Ray nor MLflow: a searcher, a store and a tracker come in through small Protocols.
 Every stage is keyed by content and looked up before it is done, so that a resumed search replays
@@ -8,11 +11,10 @@ what is there and does what is missing, through the same code.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from clsearch.commit import Commit, Learned, commit, result_of
 from clsearch.config import Config
@@ -22,14 +24,22 @@ from clsearch.exports.provenance import provenance
 from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.held_out import HeldOut
 from clsearch.identity import without_places
-from clsearch.methods.base import ChainState, Context
-from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
+from clsearch.methods.base import ChainState
+from clsearch.protocols import (
+    Committed,
+    Job,
+    Progress,
+    Searcher,
+    SearchInfo,
+    Steps,
+    Tracker,
+)
 from clsearch.records import Chain, Selection, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.refinement import Entry, Refinement
 from clsearch.report.run_files import RunFiles
 from clsearch.report.selection_figures import write_selection_figures
 from clsearch.scenarios.base import Task, TaskData
-from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
+from clsearch.search.plan import hyperparameters_of, pack_size, packs, share, trial_key
 from clsearch.selection import select
 from clsearch.store import Store, known_record, read_record, write_record
 from clsearch.system import System, build_scenario, build_system, check
@@ -54,18 +64,23 @@ class Found:
 class _Chain:
     """A chain on its way: where its next task starts from.
 
-    Of the task at work: `begun` is what it is learned with, `transfer` whether by last-layer
-    transfer.
+    Of the task at work, `task`: `begun` is what it is learned with, `transfer` whether by
+    last-layer transfer. `steps` is what the chain does next, once the jobs it asked for are over:
+    it waits for so many `left`, and `lost` are the trials they lost.
     """
 
     chain: Chain
     index: int
     system: System
     begun: System
+    task: int = 1
     transfer: bool = False
     parent: Commit | None = None
     history: list[TaskResult] = field(default_factory=list)
     ended: bool = False
+    steps: Steps[None] = field(init=False, repr=False)
+    left: int = 0
+    lost: dict[str, str] = field(default_factory=dict)
 
     @property
     def fresh_each_task(self) -> bool:
@@ -97,6 +112,9 @@ class Search:
         self._data: dict[int, TaskData] = {}
         layers = [unit.name for unit in self.systems[0].backbone.unit_layers]
         self._files = RunFiles(out, layers)
+        self._at_work: dict[Chain, _Chain] = {}
+        self._reported: set[str] = set()
+        self._finished: dict[tuple[int, int], tuple[Entry | None, TaskResult]] = {}
 
     def info(self) -> SearchInfo:
         """What the tracker says of the search as a whole."""
@@ -113,7 +131,7 @@ class Search:
         return tuple(self.scenario.record(task.number) for task in self.tasks)
 
     def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Found:
-        """Searches every task in order and leaves the files of a run in the output folder."""
+        """Searches every task and leaves the files of a run in the output folder."""
         self.found, self.searcher, self.tracker, self.progress = (
             Found(self.config),
             searcher,
@@ -130,70 +148,112 @@ class Search:
             progress.note(note)
         about = {"tasks": [record.to_json() for record in self.described], **machine()}
         atomic_write(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
-        for task in self.tasks:
-            at_work = [c for c in chains if not c.ended]
-            if not at_work:
-                break
-            self._task(task, at_work)
-            self._write()
+        searcher.begin(self.config, self.store)
+        self._finished, self._reported = {}, set()
+        for number, c in enumerate(chains):
+            c.steps = self._learn(c, number)
+            next(c.steps)
+        self._at_work = {c.chain: c for c in chains}
+        written = 0
+        while self._at_work:
+            ready = [c for c in self._at_work.values() if not c.left]
+            if not ready:
+                self._wait()
+                continue
+            self._go_on(min(ready, key=lambda c: c.task))
+            over = min((c.task for c in self._at_work.values()), default=len(self.tasks) + 1) - 1
+            if over > written:
+                written = over
+                self._forget(over)
+                self._write(over)
         return self.found
 
-    def _task(
-        self,
-        task: Task,
-        chains: Sequence[_Chain],
-    ) -> None:
-        """One task: the trials of all chains in one run of the searcher, then their selections."""
-        whole = any(c.system.method.uses_all_tasks for c in chains)
-        numbers = range(1 if whole else task.number, task.number + 1)
-        self._data = {n: self._data.get(n) or self.scenario.data(n) for n in numbers}
-        data = self._data
-        trials: dict[Chain, dict[str, dict[str, float]]] = {}
-        for c in list(chains):
-            try:
-                c.begun, start = c.system.begin(c.state, self._context(c, data, task))
-            except DepletedError as error:
-                margin = self.config.margin_of(c.system.config)
-                self._end(
-                    c,
-                    Selection(
-                        c.chain.method, c.chain.seed, task.number, "depleted", str(error), margin
-                    ),
-                )
-                continue
-            c.transfer = c.begun.method.transfers(start)
-            trials[c.chain] = {
-                self._key(c, data, task, hyper): hyper
-                for hyper in hyperparameters_of(
-                    self.config,
-                    c.system,
-                    task.number,
-                    c.history[0].selection if c.history else None,
-                )
-            }
-        self.progress.task(data[task.number], {c: list(keys) for c, keys in trials.items()})
-        records = self._known(trials)
-        for record in records.values():
+    def _go_on(self, c: _Chain) -> None:
+        """Takes a chain to the next jobs it has to wait for."""
+        lost, c.lost = c.lost, {}
+        try:
+            jobs = c.steps.send(lost)
+        except StopIteration:
+            del self._at_work[c.chain]
+            return
+        c.left = len(jobs)
+        if jobs:
+            self.searcher.submit(jobs, self._data)
+
+    def _wait(self) -> None:
+        """Waits for the next thing to happen on a worker."""
+        event = self.searcher.wait()
+        if isinstance(event, TrialRecord):
+            self._report(event)
+            return
+        c = self._at_work[event.job.chain]
+        c.left -= 1
+        if event.lost:
+            c.lost |= dict.fromkeys(event.job.keys, event.lost)
+
+    def _report(self, record: TrialRecord) -> None:
+        """Tells tracker and screen of each trained trial once."""
+        if record.trial_key not in self._reported:
+            self._reported.add(record.trial_key)
+            self.found.trained += 1
             self.tracker.trial(record)
-            self.progress.record(record, known=True)
-        self.found.reused += len(records)
-        self.found.trained += self._train(task, chains, data, trials, records)
-        self._select([c for c in chains if c.chain in trials], task, data, trials, records)
+            self.progress.record(record, known=False)
 
-    def _context(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> Context:
-        parts = self._parts(c, data, task)
-        return context_of(self.config, c.chain.seed, parts, self.shared_head)
+    def _reuse(self, record: TrialRecord) -> None:
+        """Tells them of a trial that was in the journal."""
+        self.found.reused += 1
+        self.tracker.trial(record)
+        self.progress.record(record, known=True)
 
-    def _parts(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> list[TaskData]:
+    def _forget(self, over: int) -> None:
+        """Lets go of the data that no chain at work learns any more."""
+        if not any(c.system.method.uses_all_tasks for c in self._at_work.values()):
+            self._data = {n: part for n, part in self._data.items() if n > over}
+
+    def _learn(self, c: _Chain, number: int) -> Steps[None]:
+        """A chain's whole way; `number` is its place among the chains."""
+        for task in self.tasks:
+            c.task = task.number
+            yield []  # those at an earlier task go first
+            entry = yield from self._task(c, task)
+            self._finished[task.number, number] = entry, c.history[-1]
+            if c.ended:
+                return
+
+    def _task(self, c: _Chain, task: Task) -> Steps[Entry | None]:
+        """One task of a chain: its trials, then its selection."""
+        parts = self._parts(c, task)
+        try:
+            context = context_of(self.config, c.chain.seed, parts, self.shared_head)
+            c.begun, start = c.system.begin(c.state, context)
+        except DepletedError as error:
+            place = (c.chain.method, c.chain.seed, task.number)
+            margin = self.config.margin_of(c.system.config)
+            self._end(c, Selection(*place, "depleted", str(error), margin))
+            return None
+        c.transfer = c.begun.method.transfers(start)
+        trials = {
+            self._key(c, parts, hyper): hyper
+            for hyper in hyperparameters_of(
+                self.config,
+                c.system,
+                task.number,
+                c.history[0].selection if c.history else None,
+            )
+        }
+        self.progress.task(parts[-1], c.chain, list(trials))
+        records = yield from self._train(c, task, trials)
+        return (yield from self._select(c, task, list(records.values())))
+
+    def _parts(self, c: _Chain, task: Task) -> list[TaskData]:
         """The data a chain trains on at a task: the task's own, or all so far."""
-        if c.system.method.uses_all_tasks:
-            return [data[number] for number in range(1, task.number + 1)]
-        return [data[task.number]]
+        first = 1 if c.system.method.uses_all_tasks else task.number
+        for number in range(first, task.number + 1):
+            if number not in self._data:
+                self._data[number] = self.scenario.data(number)
+        return [self._data[number] for number in range(first, task.number + 1)]
 
-    def _key(
-        self, c: _Chain, data: Mapping[int, TaskData], task: Task, hyper: Mapping[str, float]
-    ) -> str:
-        parts = self._parts(c, data, task)
+    def _key(self, c: _Chain, parts: Sequence[TaskData], hyper: Mapping[str, float]) -> str:
         return trial_key(
             self.config,
             c.system,
@@ -204,139 +264,91 @@ class Search:
             hyper,
         )
 
-    def _known(self, trials: Mapping[Chain, Mapping[str, Any]]) -> dict[str, TrialRecord]:
-        """The finished trials in the journal; damaged and lost ones are dropped from it."""
+    def _train(
+        self, c: _Chain, task: Task, trials: Mapping[str, dict[str, float]]
+    ) -> Steps[dict[str, TrialRecord]]:
+        """The records of a chain's trials: those in the journal, and those that are missing there
+        once they are trained. Damaged and lost ones are dropped from the journal."""
         records = {}
-        for keys in trials.values():
-            for key in keys:
-                record = known_record(self.store, key, self.progress.note)
-                if record is not None:
-                    records[key] = record
-        return records
+        for key in trials:
+            known = known_record(self.store, key, self.progress.note)
+            if known is not None:
+                records[key] = known
+                self._reuse(known)
+        jobs = self._jobs(c, task, {k: h for k, h in trials.items() if k not in records})
+        lost = (yield jobs) if jobs else {}
+        for job in jobs:
+            for key in job.keys:
+                records[key] = self._trained(job, key, trials[key], lost.get(key))
+        return {key: records[key] for key in trials}
 
-    def _jobs(
-        self,
-        task: Task,
-        chains: Sequence[_Chain],
-        data: Mapping[int, TaskData],
-        trials: Mapping[Chain, Mapping[str, dict[str, float]]],
-        records: Mapping[str, TrialRecord],
-    ) -> list[Job]:
-        """The packs of what is not in `records` yet, the longest first."""
-        jobs: list[Job] = []
-        for c in chains:
-            if c.chain not in trials:
-                continue
-            hypers = trials[c.chain]
-            missing = [key for key in hypers if key not in records]
-            size = pack_size(
-                c.begun.backbone,
-                self.config.resources.pack,
-                self.searcher.device,
-                self.config.training.batch_size,
-                self.searcher.memory,
-            )
-            base = self._job(c, data, task)
-            for pack in packs(len(missing), size, self.searcher.workers / len(trials)):
-                keys = tuple(missing[i] for i in pack)
-                jobs.append(replace(base, keys=keys, hypers=tuple(hypers[key] for key in keys)))
-        # So that no worker is left with a long one at the end.
-        jobs.sort(key=lambda job: len(job.parts) * len(job.keys), reverse=True)
-        return jobs
+    def _jobs(self, c: _Chain, task: Task, hypers: Mapping[str, dict[str, float]]) -> list[Job]:
+        """The packs of a chain's missing trials, the longest first."""
+        size = pack_size(
+            c.begun.backbone,
+            self.config.resources.pack,
+            self.searcher.device,
+            self.config.training.batch_size,
+            self.searcher.memory,
+        )
+        missing, base, jobs = list(hypers), self._job(c, task), []
+        for pack in packs(len(missing), size, self._share()):
+            keys = tuple(missing[i] for i in pack)
+            jobs.append(replace(base, keys=keys, hypers=tuple(hypers[key] for key in keys)))
+        return sorted(jobs, key=lambda job: len(job.keys), reverse=True)
 
-    def _job(self, c: _Chain, data: Mapping[int, TaskData], task: Task) -> Job:
+    def _share(self) -> float:
+        """The workers that a chain can count on."""
+        return share(self.searcher.workers, len(self._at_work))
+
+    def _job(self, c: _Chain, task: Task) -> Job:
         """A job of a chain at a task, without trials."""
-        parts = tuple(p.task.number for p in self._parts(c, data, task))
+        parts = tuple(p.task.number for p in self._parts(c, task))
         place = (c.chain, c.index, task.number, c.commit_key, parts, self.shared_head)
         return Job(*place, keys=(), hypers=())
 
-    def _train(
-        self,
-        task: Task,
-        chains: Sequence[_Chain],
-        data: Mapping[int, TaskData],
-        trials: Mapping[Chain, Mapping[str, dict[str, float]]],
-        records: dict[str, TrialRecord],
-    ) -> int:
-        """Trains what is missing, adds it to `records`; returns how many trials that were."""
-        jobs = self._jobs(task, chains, data, trials, records)
-        if not jobs:
-            return 0
-        reported: set[str] = set()
-        on_record = self._reporter(reported)
-        lost = self.searcher.run(self.config, jobs, data, self.store, on_record)
-        for job in jobs:
-            for key, hyper in zip(job.keys, job.hypers, strict=True):
-                record = read_record(self.store, key)
-                if record is None and key in reported:
-                    raise StoreError(
-                        f"trial {key} has finished on a worker, but its record is not in "
-                        f"{self.store.root}: every host must see the output folder at this path"
-                    )
-                if record is None:
-                    record = TrialRecord(
-                        key,
-                        job.chain.method,
-                        job.chain.seed,
-                        job.task,
-                        dict(hyper),
-                        "FAILED",
-                        lost.get(key, "its worker ended without a record"),
-                        lost=True,
-                    )
-                    write_record(self.store, record, None)
-                records[key] = record
-                on_record(record)
-        return len(reported)
+    def _trained(
+        self, job: Job, key: str, hyper: Mapping[str, float], lost: str | None
+    ) -> TrialRecord:
+        """The record of a trial whose job is over: its own, or that of its loss."""
+        record = read_record(self.store, key)
+        if record is None and key in self._reported:
+            raise StoreError(
+                f"trial {key} has finished on a worker, but its record is not in "
+                f"{self.store.root}: every host must see the output folder at this path"
+            )
+        if record is None:
+            record = TrialRecord(
+                key,
+                job.chain.method,
+                job.chain.seed,
+                job.task,
+                dict(hyper),
+                "FAILED",
+                lost or "its worker ended without a record",
+                lost=True,
+            )
+            write_record(self.store, record, None)
+        self._report(record)
+        return record
 
-    def _reporter(self, reported: set[str]) -> Callable[[TrialRecord], None]:
-        """Tells tracker and screen of each trial once, and adds it to `reported`."""
-
-        def on_record(record: TrialRecord) -> None:
-            if record.trial_key not in reported:
-                reported.add(record.trial_key)
-                self.tracker.trial(record)
-                self.progress.record(record, known=False)
-
-        return on_record
-
-    def _select(
-        self,
-        chains: Sequence[_Chain],
-        task: Task,
-        data: Mapping[int, TaskData],
-        trials: Mapping[Chain, Mapping[str, Any]],
-        records: Mapping[str, TrialRecord],
-    ) -> None:
+    def _select(self, c: _Chain, task: Task, records: Sequence[TrialRecord]) -> Steps[Entry]:
         """Selects at one task, refines what is selected, commits and evaluates it."""
-        entries = []
-        for c in chains:
-            own = [records[key] for key in trials[c.chain]]
-            self.found.records += own
-            selection = select(own, self.config.margin_of(c.system.config))
-            entries.append(Entry(c.system, self._job(c, data, task), own, selection))
-        reported: set[str] = set()
-        on_record = self._reporter(reported)
+        selection = select(records, self.config.margin_of(c.system.config))
+        entry = Entry(c.system, self._job(c, task), records, selection)
+        if selection.outcome == "selected":
+            refine = Refinement(self.config, self.store, self._share(), self.progress.note)
+            yield from refine(entry)
+        for record in entry.tuned:
+            if record.trial_key not in self._reported:
+                self._reuse(record)
+        if entry.selection.outcome == "selected":
+            self._commit(c, task, entry)
+        else:
+            self._end(c, entry.selection)
+        return entry
 
-        def run(jobs: Sequence[Job]) -> Mapping[str, str]:
-            return self.searcher.run(self.config, jobs, data, self.store, on_record)
-
-        refine = Refinement(self.config, self.store, run, self.searcher.workers, self.progress.note)
-        refine([e for e in entries if e.selection.outcome == "selected"])
-        self.found.trained += len(reported)
-        for c, entry in zip(chains, entries, strict=True):
-            for record in entry.tuned:
-                self.found.records.append(record)
-                if record.trial_key not in reported:
-                    self.found.reused += 1
-                    self.tracker.trial(record)
-                    self.progress.record(record, known=True)
-            if entry.selection.outcome == "selected":
-                self._commit(c, task, data, entry)
-            else:
-                self._end(c, entry.selection)
-
-    def _commit(self, c: _Chain, task: Task, data: Mapping[int, TaskData], entry: Entry) -> None:
+    def _commit(self, c: _Chain, task: Task, entry: Entry) -> None:
         """Commits and evaluates the selection of one chain at one task."""
         selection = entry.selection
         parent = c.commit_key
@@ -344,7 +356,7 @@ class Search:
         learned = Learned(
             self.config,
             c.system,
-            self._parts(c, data, task),
+            self._parts(c, task),
             self.tasks[: task.number],
             c.state,
             self.shared_head,
@@ -354,7 +366,6 @@ class Search:
         result = result_of(learned, made, selection, c.transfer, c.history)
         c.parent = made
         c.history.append(result)
-        self.found.results.append(result)
 
         def write(folder: Path) -> None:
             metadata = provenance(self.config, c.system.method, self.described, result)
@@ -370,9 +381,17 @@ class Search:
         c.ended = True
         result = TaskResult(selection, None)
         c.history.append(result)
-        self.found.results.append(result)
         self.tracker.committed(Committed(result))
         self.progress.selected(result)
 
-    def _write(self) -> None:
+    def _write(self, over: int) -> None:
+        """Writes what is known of the tasks that are over, in the order of tasks and chains."""
+        places = sorted(place for place in self._finished if place[0] <= over)
+        entries = {place: self._finished[place][0] for place in places}
+        records: list[TrialRecord] = []
+        for task in sorted({task for task, _ in places}):
+            of = [e for (number, _), e in entries.items() if number == task and e is not None]
+            records += [r for e in of for r in e.records] + [r for e in of for r in e.tuned]
+        self.found.records = records
+        self.found.results = [self._finished[place][1] for place in places]
         self._files.write(self.found.records, self.found.results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from clsearch.jobs import run_job
 from clsearch.methods.base import ChainState, Context, Evidence, Start
 from clsearch.models.base import Backbone, Params
 from clsearch.plugins import discover
-from clsearch.protocols import Committed, Job, SearchInfo
+from clsearch.protocols import Committed, Ended, Job, SearchInfo
 from clsearch.pruning.activity import mean_activity
 from clsearch.records import Chain, LayerCapacity, TaskResult, TrialRecord, digest
 from clsearch.rng import generator
@@ -269,28 +269,35 @@ class SerialSearcher:
         self.keys: list[str] = []
         self.pack_sizes: list[int] = []
 
-    def run(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        on_record: Callable[[TrialRecord], None],
-    ) -> Mapping[str, str]:
-        for job in jobs:
-            self.pack_sizes.append(len(job.keys))
-            parent = None
-            if job.parent is not None:
-                commit = read_commit(store, job.parent)
-                assert commit is not None
-                parent, _ = commit
-            parts = [data[number] for number in job.parts]
-            for record in run_job(config, job, parts, parent, store, torch.device("cpu")):
-                self.keys.append(record.trial_key)
-                if self.stop_after is not None and len(self.keys) >= self.stop_after:
-                    raise KeyboardInterrupt
-                on_record(record)
-        return {}
+    def begin(self, config: Config, store: Store) -> None:
+        self.config, self.store = config, store
+        self.queue: list[tuple[Job, list[TaskData]]] = []
+        self.under_way: Iterator[TrialRecord | Ended] = iter(())
+
+    def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
+        self.queue += [(job, [data[number] for number in job.parts]) for job in jobs]
+        self.queue.sort(key=lambda entry: entry[0].task)
+
+    def wait(self) -> TrialRecord | Ended:
+        while True:
+            for event in self.under_way:
+                return event
+            self.under_way = self.run(*self.queue.pop(0))
+
+    def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
+        """Everything that happens to a job."""
+        self.pack_sizes.append(len(job.keys))
+        parent = None
+        if job.parent is not None:
+            commit = read_commit(self.store, job.parent)
+            assert commit is not None
+            parent, _ = commit
+        for record in run_job(self.config, job, parts, parent, self.store, torch.device("cpu")):
+            self.keys.append(record.trial_key)
+            if self.stop_after is not None and len(self.keys) >= self.stop_after:
+                raise KeyboardInterrupt
+            yield record
+        yield Ended(job)
 
     def close(self) -> None:
         pass
@@ -328,7 +335,7 @@ class SilentProgress:
     def begin(self, scenario: Scenario, systems: Sequence[System], config: Config) -> None:
         pass
 
-    def task(self, data: TaskData, planned: Mapping[Chain, Sequence[str]]) -> None:
+    def task(self, data: TaskData, chain: Chain, planned: Sequence[str]) -> None:
         pass
 
     def record(self, record: TrialRecord, known: bool) -> None:

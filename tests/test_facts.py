@@ -34,7 +34,7 @@ from clsearch.pruning.scan import threshold_scan
 from clsearch.rng import generator
 from clsearch.scenarios.facts import Facts, FactsOptions
 from clsearch.scenarios.retrieval import Retrieval, average_precision
-from clsearch.search.ray_backend import _pack_data, _unpack_data
+from clsearch.search.shipping import packed, unpacked
 from clsearch.sequence import Found, Search
 from clsearch.store import Store, read_commit
 from clsearch.system import TaskModel, build_system
@@ -256,7 +256,7 @@ def test_which_samples_are_of_one_image_is_in_the_digest() -> None:
 def test_numbers_of_images_reach_the_workers(tmp_path: Path) -> None:
     several(tmp_path)
     part = scenario(tmp_path).data(1)
-    sent = _unpack_data(_pack_data(part))
+    sent = unpacked(packed(part))
     assert sent.validation.digest() == part.validation.digest()
     assert sent.validation.image is not None
 

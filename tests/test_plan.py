@@ -17,7 +17,14 @@ from clsearch.methods.ewc import EWC
 from clsearch.models.mlp import MLP
 from clsearch.records import Selection
 from clsearch.search import plan
-from clsearch.search.plan import commit_key, hyperparameters_of, measurement_key, packs, trial_key
+from clsearch.search.plan import (
+    commit_key,
+    hyperparameters_of,
+    measurement_key,
+    packs,
+    share,
+    trial_key,
+)
 from clsearch.system import build_system
 
 TASKS = tiny_tasks(3, False)
@@ -166,6 +173,14 @@ def test_packs_by_hand() -> None:
     assert packs(10, 16, 2) == [range(0, 5), range(5, 10)]
     assert packs(3, 16, 8) == [range(0, 1), range(1, 2), range(2, 3)]
     assert packs(10, 16, 0.25) == [range(0, 10)]
+
+
+def test_shares_by_hand() -> None:
+    assert share(2, 4) == 0.5
+    assert share(4, 4) == 1
+    assert share(1000, 20) == 100  # twice 50: a chain waits for its last trials while others train
+    assert share(3, 2) == 3
+    assert share(2, 1) == 2  # no more than there are
 
 
 def test_first_task_protocol_keeps_what_was_selected() -> None:

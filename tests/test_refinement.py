@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from clsearch.config import parse_config
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import open_store, records_of, results_of, write_config
 from clsearch.methods.clnp import CLNP
-from clsearch.protocols import FineTuneJob, Job, LayerScanJob
-from clsearch.records import LayerPruning, Selection
+from clsearch.protocols import Ended, FineTuneJob, Job, LayerScanJob
+from clsearch.records import LayerPruning, Selection, TrialRecord
+from clsearch.scenarios.base import TaskData
 from clsearch.selection import SLACK, select
 from clsearch.sequence import Found, Search
 from clsearch.store import read_commit
@@ -202,10 +203,10 @@ class Losing(SerialSearcher):
         super().__init__()
         self.kind = kind
 
-    def run(self, config: Any, jobs: Sequence[Job], *rest: Any) -> Mapping[str, str]:
-        if any(isinstance(job, self.kind) for job in jobs):
-            return {key: "its worker died again and again" for job in jobs for key in job.keys}
-        return super().run(config, jobs, *rest)
+    def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
+        if isinstance(job, self.kind):
+            return iter([Ended(job, "its worker died again and again")])
+        return super().run(job, parts)
 
 
 @pytest.mark.parametrize("kind", [FineTuneJob, LayerScanJob])

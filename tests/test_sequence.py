@@ -28,6 +28,7 @@ from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
 from clsearch.plugins import discover
 from clsearch.progress import ConsoleProgress
+from clsearch.protocols import Ended
 from clsearch.records import Chain
 from clsearch.scenarios._common import SourceScenario
 from clsearch.selected import open_selected
@@ -605,10 +606,10 @@ class LosingSearcher(SerialSearcher):
         super().__init__()
         self.method = method
 
-    def run(self, config: Any, jobs: Any, *rest: Any) -> Any:
-        super().run(config, [job for job in jobs if job.chain.method != self.method], *rest)
-        lost = [job for job in jobs if job.chain.method == self.method]
-        return {key: "its worker died 4 times" for job in lost for key in job.keys}
+    def run(self, job: Any, parts: Any) -> Any:
+        if job.chain.method == self.method:
+            return iter([Ended(job, "its worker died 4 times")])
+        return super().run(job, parts)
 
 
 def test_trials_lost_to_the_machine_are_trained_by_the_next_run(tmp_path: Path) -> None:
@@ -629,9 +630,8 @@ def test_trials_lost_to_the_machine_are_trained_by_the_next_run(tmp_path: Path) 
 class FarSearcher(SerialSearcher):
     """Reports trials whose records are on another host's disk."""
 
-    def run(self, config: Any, jobs: Any, data: Any, store: Any, on_record: Any) -> Any:
-        elsewhere = Store(f"{store.root}-of-another-host")
-        return super().run(config, jobs, data, elsewhere, on_record)
+    def begin(self, config: Any, store: Any) -> None:
+        super().begin(config, Store(f"{store.root}-of-another-host"))
 
 
 def test_a_folder_the_workers_do_not_share_is_an_error_and_no_failed_trial(tmp_path: Path) -> None:
@@ -653,12 +653,12 @@ def test_a_pack_started_again_trains_only_what_is_missing(tmp_path: Path) -> Non
     search = Search(resolve(parse_config(data)), out, open_store(out))
 
     class Forgetful(SerialSearcher):
-        def run(self, config: Any, jobs: Any, data: Any, store: Any, on_record: Any) -> Any:
-            (job,) = jobs
+        def run(self, job: Any, parts: Any) -> Any:
             pack = replace(
                 job, keys=(first.name, *job.keys), hypers=(job.hypers[0], *job.hypers)
             ) if job.task == 1 else job  # fmt: skip
-            return super().run(config, [pack], data, store, on_record)
+            for event in super().run(pack, parts):
+                yield Ended(job) if isinstance(event, Ended) else event
 
     search.run(Forgetful(), SilentTracker(), SilentProgress())
     assert (first / "record.json").stat().st_mtime_ns == before

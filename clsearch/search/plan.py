@@ -172,6 +172,16 @@ def pack_size(
     return max(1, min(CUDA_PACK, budget // (4 * (6 * weights + 4 * activations))))
 
 
+def share(workers: int, chains: int) -> float:
+    """The workers that each of so many chains can count on.
+
+    Where there are more workers than chains, twice its part: one chain trains while another waits
+    for the last of its trials.
+    """
+    even = workers / chains
+    return even if even <= 1 else min(2 * even, float(workers))
+
+
 def packs(trials: int, size: int, share: float) -> list[range]:
     """Trials 0 … n-1 cut into packs of at most `size`.
 

@@ -1,8 +1,8 @@
 """The searcher on Ray Tune.
 
-One Tune run a task holds the packs of all chains; a pack is one Tune trial. Tune schedules,
-retries packs whose worker died, and forgets: its own state goes to a temporary folder, the journal
-is ours.
+One Tune run a search, in a thread of its own, is fed the packs of all chains; a pack is one Tune
+trial. Tune starts a pack as soon as a worker is free, starts those again whose worker died, and
+forgets: its own state goes to a temporary folder, the journal is ours.
 """
 
 from __future__ import annotations
@@ -17,34 +17,29 @@ import shutil
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
 from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
-from clsearch.protocols import Job, LayerScanJob
+from clsearch.protocols import Ended, Job, LayerScanJob
 from clsearch.records import TrialRecord
-from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import authenticated, ray, ray_constants, tune
 from clsearch.search.probe import probe
 from clsearch.search.shipping import packed, place_here, this_node, unpacked
 from clsearch.search.slots import slots_of
+from clsearch.search.tune_run import TuneRun, Work
 from clsearch.store import Store
-
-RETRIES, ROUNDS = 1, 3
-"""How often Tune starts a pack again when its worker dies, and in how many Tune runs it may.
-
-Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
-is no fault of the pack, and it has another round.
-"""
 
 
 def _quiet() -> None:
     for name in ("ray", "ray.tune", "ray.data", "ray._private"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Not for a while alone: Tune runs beside the search, and filters belong to the whole process.
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
 
 
 class RaySearcher:
@@ -58,6 +53,7 @@ class RaySearcher:
     def __init__(self, resources: ResourcesConfig, address: str | None = None) -> None:
         self.address, self._folder = address, ""
         self._refs: dict[str, Any] = {}
+        self._run: TuneRun | None = None
         _quiet()
         try:
             with local.own_signals():
@@ -92,79 +88,50 @@ class RaySearcher:
             said = " ".join(str(error).split())
             raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
 
-    def run(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        on_record: Callable[[TrialRecord], None],
-    ) -> Mapping[str, str]:
-        """Trains every job in one Tune run, and those lost to their workers in another; see
-        `clsearch.protocols.Searcher`."""
-        left, relay = list(jobs), _Relay(on_record)
-        for _ in range(ROUNDS):
-            relay.lost.clear()
-            self._round(config, left, data, store, relay)
-            left = [job for job in left if not relay.lost.keys().isdisjoint(job.keys)]
-            if not left:
-                break
-        return relay.lost
-
-    def _round(
-        self,
-        config: Config,
-        jobs: Sequence[Job],
-        data: Mapping[int, TaskData],
-        store: Store,
-        relay: _Relay,
-    ) -> None:
-        """One Tune run. Raises `ClsearchError` where it cannot go on."""
-        folder = local.new_folder()
+    def begin(self, config: Config, store: Store) -> None:
+        """See `clsearch.protocols.Searcher`."""
+        self.end()
         trainable = tune.with_parameters(
-            _train,
-            config=config,
-            store=store,
-            device=self.device,
-            data=self._shared(data),
-            origin=this_node(),
+            _train, config=config, store=store, device=self.device, origin=this_node()
         )
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, tune.PlacementGroupFactory([self.bundle])),
-            param_space={"job": tune.grid_search(list(jobs))},
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.trial_id,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="task",
-                storage_path=folder,
-                callbacks=[relay],
-                verbose=0,
-                stop=relay.should_stop,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-            ),
-        )
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tuner.fit()
-        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
-            said = " ".join(str(error).split())
-            raise ClsearchError(f"Ray has stopped in task {jobs[0].task}: {said}") from error
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        if relay.error:
-            raise relay.error
+        bundles = tune.PlacementGroupFactory([self.bundle])
+        self._run = TuneRun(tune.with_resources(trainable, bundles), self.workers)
 
-    def _shared(self, data: Mapping[int, TaskData]) -> dict[int, Any]:
-        """The tasks' data in Ray's shared memory, each put there once; references by number."""
-        refs = {d: self._refs.get(d) for d in (part.digest for part in data.values())}
-        self._refs = {
-            part.digest: refs[part.digest] or ray.put(packed(part)) for part in data.values()
-        }
-        return {number: self._refs[part.digest] for number, part in data.items()}
+    def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
+        """Takes jobs, which Tune is given as workers get free."""
+        self._running.submit([Work(job, self._shared(job, data)) for job in jobs])
+
+    def wait(self) -> TrialRecord | Ended:
+        """See `clsearch.protocols.Searcher`."""
+        return self._running.wait()
+
+    @property
+    def _running(self) -> TuneRun:
+        if self._run is None:
+            raise RuntimeError("no search has begun")
+        return self._run
+
+    @property
+    def idle(self) -> bool:
+        """Whether workers have nothing to do."""
+        return self._running.idle
+
+    def end(self) -> None:
+        """Ends a search, whatever workers do."""
+        if self._run is not None:
+            self._run.end()
+            self._run = None
+
+    def _shared(self, job: Job, data: Mapping[int, TaskData]) -> dict[int, Any]:
+        """References to the data of a job's tasks in Ray's shared memory, by number; what is put
+        there stays as long as its task is at work."""
+        at_work = {part.digest for part in data.values()}
+        self._refs = {digest: ref for digest, ref in self._refs.items() if digest in at_work}
+        for number in job.parts:
+            part = data[number]
+            if part.digest not in self._refs:
+                self._refs[part.digest] = ray.put(packed(part))
+        return {number: self._refs[data[number].digest] for number in job.parts}
 
     def try_out(self) -> str:
         """Runs one task on a worker; returns what it says of itself."""
@@ -173,6 +140,7 @@ class RaySearcher:
 
     def close(self) -> None:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
+        self.end()
         ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -212,42 +180,6 @@ def _mode() -> str:
     return os.environ.get(local.MODE, "disabled").lower()
 
 
-class _Relay(tune.Callback):  # type: ignore[misc]
-    """Hands what workers report to the driver. Never raises into Tune's loop."""
-
-    def __init__(self, on_record: Callable[[TrialRecord], None]) -> None:
-        self.on_record, self.lost = on_record, dict[str, str]()
-        self.error: ClsearchError | None = None
-
-    def __reduce__(self) -> tuple[type[_Relay], tuple[Any, ...]]:
-        """Tune pickles its settings for a restore that is never used: a relay to nobody."""
-        return _Relay, (print,)
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        try:
-            if "store_error" in result:
-                self.error = StoreError(result["store_error"])
-            elif "record" in result:
-                self.on_record(TrialRecord.from_json(json.loads(result["record"])))
-        except ClsearchError as error:
-            self.error = error
-        except Exception as error:  # noqa: BLE001 - an exception here would mark the trial ERROR
-            self.error = ClsearchError(f"progress could not be reported: {error!r}")
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = str(trial.get_error() or "")
-        reason = "its worker died again and again"
-        if "RayTaskError" in text:  # it lived, and raised outside of any trial
-            reason = redacted(f"its worker cannot train: {text.strip().splitlines()[-1]}")
-        self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
-
-    def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Tune asks after every report: once records cannot be written, nothing goes on."""
-        return self.error is not None
-
-
 _WRITING = threading.Lock()
 
 
@@ -278,7 +210,6 @@ def _train(
     config: Config,
     store: Store,
     device: str,
-    data: dict[int, Any],
     origin: str,
 ) -> None:
     """The trainable: one job, every record reported as it is finished. `origin`: the driver's
@@ -292,10 +223,11 @@ def _train(
     prepare_worker()
     _close_journal_at_exit()
     store = _WorkerStore(store.root)
-    job: Job = setting["job"]
+    work: Work = setting["work"]
+    job = work.job
     try:
         place = place_here(config, origin)
-        parts = [unpacked(ray.get(data[number]), place) for number in job.parts]
+        parts = [unpacked(ray.get(work.data[number]), place) for number in job.parts]
         parent = None
         if job.parent is not None:
             commit = read_commit(store, job.parent)
