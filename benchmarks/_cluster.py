@@ -24,7 +24,7 @@ from unittest import mock
 
 from clsearch.protocols import Job
 from clsearch.records import TrialRecord
-from clsearch.search import ray_backend
+from clsearch.search import tune_run
 from clsearch.search._ray import ray, tune
 from clsearch.store import Store, write_record
 
@@ -252,7 +252,7 @@ class Cluster:
             mock.patch.object(
                 LOOP, "PlacementGroupResourceManager", functools.partial(Resources, self)
             ),
-            mock.patch.object(ray_backend, "SimpleQueue", functools.partial(Watched, self)),
+            mock.patch.object(tune_run, "SimpleQueue", functools.partial(Watched, self)),
         ):
             yield
 

@@ -1,17 +1,10 @@
-"""The searcher on Ray Tune.
-
-One Tune run a search, in a thread of its own, is fed the packs of all chains; a pack is one Tune
-trial. Tune starts a pack as soon as a worker is free, starts those again whose worker died, and
-forgets: its own state goes to a temporary folder, the journal is ours.
-"""
+"""The searcher on Ray: what starts it, what workers do, and the way of the data to them."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import functools
-import heapq
-import itertools
 import json
 import logging
 import os
@@ -19,10 +12,7 @@ import shutil
 import threading
 import warnings
 import weakref
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from queue import SimpleQueue
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
@@ -36,17 +26,8 @@ from clsearch.scenarios.base import Task, TaskData
 from clsearch.search import local
 from clsearch.search._ray import ray, ray_constants, raylet, tune
 from clsearch.search.probe import probe
+from clsearch.search.tune_run import TuneRun, Work
 from clsearch.store import Store
-
-RETRIES, ROUNDS = 1, 3
-"""How often Tune starts a pack again when its worker dies, and how often it is given the pack.
-
-Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
-is no fault of the pack, and it has another round.
-"""
-
-STOP = 10.0
-"""Seconds that Tune has to end."""
 
 
 def _quiet() -> None:
@@ -67,7 +48,7 @@ class RaySearcher:
     def __init__(self, resources: ResourcesConfig, address: str | None = None) -> None:
         self.address, self._folder = address, ""
         self._refs: dict[str, Any] = {}
-        self._run: _TuneRun | None = None
+        self._run: TuneRun | None = None
         _quiet()
         try:
             with local.own_signals():
@@ -121,18 +102,18 @@ class RaySearcher:
         self.end()
         trainable = tune.with_parameters(_train, config=config, store=store, device=self.device)
         bundles = tune.PlacementGroupFactory([self.bundle])
-        self._run = _TuneRun(tune.with_resources(trainable, bundles), self.workers)
+        self._run = TuneRun(tune.with_resources(trainable, bundles), self.workers)
 
     def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
         """Takes jobs, which Tune is given as workers get free."""
-        self._running.submit([_Work(job, self._shared(job, data)) for job in jobs])
+        self._running.submit([Work(job, self._shared(job, data)) for job in jobs])
 
     def wait(self) -> TrialRecord | Ended:
         """See `clsearch.protocols.Searcher`."""
         return self._running.wait()
 
     @property
-    def _running(self) -> _TuneRun:
+    def _running(self) -> TuneRun:
         if self._run is None:
             raise RuntimeError("no search has begun")
         return self._run
@@ -225,199 +206,6 @@ def _mode() -> str:
     return os.environ.get(local.MODE, "disabled").lower()
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A job, with references to the data it needs. Tune copies its settings; this is one thing."""
-
-    job: Job
-    data: Mapping[int, Any]
-
-    def __deepcopy__(self, memo: Any) -> _Work:
-        return self
-
-
-class _OverError(Exception):
-    """Ends Tune's loop, which cleans up: nothing more will come."""
-
-
-class _AbortError(BaseException):
-    """Ends Tune's loop as it is: workers are still at work, and not waited for."""
-
-
-class _TuneRun:
-    """A Tune run in a thread of its own.
-
-    Jobs go in by `submit` and wait in `queue` until a worker is free, those of the earliest task
-    first, and of these the largest; what happens to them comes out of `events`, errors too.
-    """
-
-    def __init__(self, trainable: Any, workers: int) -> None:
-        self.workers, self.over = workers, False
-        self.queue: list[tuple[int, int, int, _Work]] = []
-        self.events: SimpleQueue[TrialRecord | Ended | Exception] = SimpleQueue()
-        self.given: dict[str, _Work] = {}
-        self.rounds: Counter[tuple[str, ...]] = Counter()
-        self.changed, self.numbers = threading.Condition(), itertools.count()
-        self.thread = threading.Thread(target=self._fit, args=(trainable,), daemon=True)
-
-    def submit(self, works: Iterable[_Work]) -> None:
-        with self.changed:
-            for work in works:
-                place = (work.job.task, -len(work.job.parts) * len(work.job.keys))
-                heapq.heappush(self.queue, (*place, next(self.numbers), work))
-            self.changed.notify()
-        if self.thread.ident is None:
-            self.thread.start()
-
-    def wait(self) -> TrialRecord | Ended:
-        event = self.events.get()
-        if isinstance(event, Exception):
-            raise event
-        return event
-
-    def end(self) -> None:
-        """Ends it, whatever workers do."""
-        with self.changed:
-            self.over = True
-            self.changed.notify()
-        if self.thread.ident is not None:
-            self.thread.join(STOP)
-
-    def next(self, trial_id: str) -> _Work | None:
-        """What the next worker gets. With no job anywhere, waits until there is one."""
-        with self.changed:
-            while self.idle and not self.over:
-                self.changed.wait()
-            self.check()
-            if not self.queue or len(self.given) >= self.workers:
-                return None
-            work = self.given[trial_id] = heapq.heappop(self.queue)[-1]
-            return work
-
-    def check(self) -> None:
-        """Called at every turn of Tune's loop."""
-        if self.over:
-            raise _AbortError if self.given else _OverError
-
-    @property
-    def idle(self) -> bool:
-        """Whether there is no job anywhere."""
-        with self.changed:
-            return not (self.queue or self.given)
-
-    def done(self, trial_id: str, lost: str = "") -> None:
-        """A trial of Tune's is over; a job that was lost has further rounds."""
-        with self.changed:
-            work = self.given.pop(trial_id)
-        job = work.job
-        self.rounds[job.keys] += 1
-        if lost and self.rounds[job.keys] < ROUNDS:
-            self.submit([work])
-        else:
-            self.events.put(Ended(job, lost))
-
-    def _fit(self, trainable: Any) -> None:
-        folder = local.new_folder()
-        try:
-            self._tuner(trainable, folder).fit()
-            raise ClsearchError("Ray Tune has ended by itself")
-        except (_OverError, _AbortError):
-            pass
-        except (tune.TuneError, ray.exceptions.RayError, OSError) as error:
-            said = " ".join(str(error).split())
-            self.events.put(ClsearchError(f"Ray has stopped: {said}"))
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            self.events.put(error)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _tuner(self, trainable: Any, folder: str) -> Any:
-        return tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                reuse_actors=True,
-                num_samples=-1,
-                search_alg=_Feed(self),
-                trial_name_creator=lambda trial: trial.trial_id,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=folder,
-                callbacks=[_Relay(self)],
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
-            ),
-        )
-
-
-class _Feed(tune.search.Searcher):  # type: ignore[misc]
-    """Tune's view of the queue: a search algorithm that suggests the next job."""
-
-    def __init__(self, run: _TuneRun | None) -> None:
-        super().__init__()
-        self.run = run
-
-    def __reduce__(self) -> tuple[type[_Feed], tuple[Any, ...]]:
-        """Tune pickles its settings for a restore that is never used: a feed from nowhere."""
-        return _Feed, (None,)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        work = None if self.run is None else self.run.next(trial_id)
-        return None if work is None else {"work": work}
-
-    def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
-    ) -> None:
-        """The relay sees to it."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing is restored."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing is restored."""
-
-
-class _Relay(tune.Callback):  # type: ignore[misc]
-    """Hands what workers report to the driver. Never raises into Tune's loop, but to end it."""
-
-    def __init__(self, run: _TuneRun | None) -> None:
-        self.run = run
-
-    def __reduce__(self) -> tuple[type[_Relay], tuple[Any, ...]]:
-        """Tune pickles its settings for a restore that is never used: a relay to nobody."""
-        return _Relay, (None,)
-
-    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self.run is not None:
-            self.run.check()
-
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        if self.run is None:
-            return
-        try:
-            if "store_error" in result:
-                self.run.events.put(StoreError(result["store_error"]))
-            elif "record" in result:
-                self.run.events.put(TrialRecord.from_json(json.loads(result["record"])))
-        except Exception as error:  # noqa: BLE001 - an exception here would mark the trial ERROR
-            self.run.events.put(ClsearchError(f"a report could not be read: {error!r}"))
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        if self.run is not None:
-            self.run.done(trial.trial_id)
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        text = str(trial.get_error() or "")
-        reason = "its worker died again and again"
-        if "RayTaskError" in text:  # it lived, and raised outside of any trial
-            reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
-        if self.run is not None:
-            self.run.done(trial.trial_id, reason)
-
-
 PackedData = dict[str, Any]
 
 
@@ -474,7 +262,7 @@ def _close_journal_at_exit() -> None:
     atexit.register(_WRITING.acquire)
 
 
-class _WorkerStore(Store):
+class WorkerStore(Store):
     """The store of a worker."""
 
     def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
@@ -498,8 +286,8 @@ def _train(
 
     prepare_worker()
     _close_journal_at_exit()
-    store = _WorkerStore(store.root)
-    work: _Work = setting["work"]
+    store = WorkerStore(store.root)
+    work: Work = setting["work"]
     job = work.job
     try:
         parts = [_unpack_data(ray.get(work.data[number])) for number in job.parts]
