@@ -132,12 +132,8 @@ class Search:
 
     def run(self, searcher: Searcher, tracker: Tracker, progress: Progress) -> Found:
         """Searches every task and leaves the files of a run in the output folder."""
-        self.found, self.searcher, self.tracker, self.progress = (
-            Found(self.config),
-            searcher,
-            tracker,
-            progress,
-        )
+        self.searcher, self.tracker, self.progress = searcher, tracker, progress
+        self.found = Found(self.config)
         chains = [
             _Chain(Chain(system.label, seed), i, system, system)
             for i, system in enumerate(self.systems)
@@ -232,14 +228,10 @@ class Search:
             self._end(c, Selection(*place, "depleted", str(error), margin))
             return None
         c.transfer = c.begun.method.transfers(start)
+        first = c.history[0].selection if c.history else None
         trials = {
             self._key(c, parts, hyper): hyper
-            for hyper in hyperparameters_of(
-                self.config,
-                c.system,
-                task.number,
-                c.history[0].selection if c.history else None,
-            )
+            for hyper in hyperparameters_of(self.config, c.system, task.number, first)
         }
         self.progress.task(parts[-1], c.chain, list(trials))
         records = yield from self._train(c, task, trials)
@@ -255,13 +247,7 @@ class Search:
 
     def _key(self, c: _Chain, parts: Sequence[TaskData], hyper: Mapping[str, float]) -> str:
         return trial_key(
-            self.config,
-            c.system,
-            parts,
-            c.commit_key,
-            c.chain.seed,
-            self.shared_head,
-            hyper,
+            self.config, c.system, parts, c.commit_key, c.chain.seed, self.shared_head, hyper
         )
 
     def _train(
@@ -284,13 +270,9 @@ class Search:
 
     def _jobs(self, c: _Chain, task: Task, hypers: Mapping[str, dict[str, float]]) -> list[Job]:
         """The packs of a chain's missing trials, the longest first."""
-        size = pack_size(
-            c.begun.backbone,
-            self.config.resources.pack,
-            self.searcher.device,
-            self.config.training.batch_size,
-            self.searcher.memory,
-        )
+        wanted, batch = self.config.resources.pack, self.config.training.batch_size
+        device, memory = self.searcher.device, self.searcher.memory
+        size = pack_size(c.begun.backbone, wanted, device, batch, memory)
         missing, base, jobs = list(hypers), self._job(c, task), []
         for pack in packs(len(missing), size, self._share()):
             keys = tuple(missing[i] for i in pack)

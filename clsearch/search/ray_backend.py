@@ -1,9 +1,4 @@
-"""The searcher on Ray Tune.
-
-One Tune run a search, in a thread of its own, is fed the packs of all chains; a pack is one Tune
-trial. Tune starts a pack as soon as a worker is free, starts those again whose worker died, and
-forgets: its own state goes to a temporary folder, the journal is ours.
-"""
+"""The searcher on Ray: what starts it, what workers do, and the way of the data to them."""
 
 from __future__ import annotations
 
@@ -196,7 +191,7 @@ def _close_journal_at_exit() -> None:
     atexit.register(_WRITING.acquire)
 
 
-class _WorkerStore(Store):
+class WorkerStore(Store):
     """The store of a worker."""
 
     def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
