@@ -369,27 +369,25 @@ def gpu_lost(ground: Ground) -> Damage:
 
 @fault("a poisoned member in each pack (NaN, and an exception)", short=0)
 def poisoned_members(ground: Ground) -> Damage:
-    """Packs of four: the two sound members of each are trials of the undisturbed run."""
-    grid = {"lr": [0.001, 0.003], "l1": [1e-5, 1e-4, 1e30, 0.5]}
+    """A pack of nine at each task: its four sound members are trials of the undisturbed run."""
+    grid = {"lr": [0.001, 0.003, 1e30], "l1": [1e-5, 1e-4, 0.5]}
     config = faults_config(
         ground.folder / "poisoned",
         methods=[{"name": "clnp", "grid": grid}],
-        resources={"workers": 2, "pack": 4},
+        resources={"workers": 1, "pack": 9},
     )
     poison = ground.environment("poison=0.5")
-    driver = ground.start("run", config, "--out", ground.out, env=poison)
-    ended_well(driver)
+    ended_well(ground.start("run", config, "--out", ground.out, env=poison))
     rows = pq.read_table(ground.out / "trials.parquet").to_pylist()
-    reasons = {row["hp_l1"]: row["reason"] for row in rows if row["status"] == "FAILED"}
-    assert sorted(reasons) == [0.5, 1e30]
-    assert "this member is poisoned" in reasons[0.5]
-    assert "not finite" in reasons[1e30]
-    assert {row["pack_size"] for row in rows if row["hp_l1"] == 1e30} == {4}
+    diverged = [row for row in rows if row["hp_lr"] == 1e30]
+    raised = [row for row in rows if row["trial_key"] in ground.injected()]
+    assert (len(diverged), len(raised)) == (6, 4)
+    assert all("not finite" in row["reason"] and row["pack_size"] == 9 for row in diverged)
+    assert all("this member is poisoned" in row["reason"] for row in raised)
     after, sound = ground.finished(), ground.reference.trials
     lost = [k for k in sound if k not in after or after[k].result != sound[k].result]
     ours, theirs = (
         [{name: s[name] for name in CHOSEN} for s in json.loads((out / SELECTIONS).read_bytes())]
         for out in (ground.out, ground.undisturbed)
     )
-    struck = 2 * len(ground.injected())
-    return Damage(struck, 0, len(lost), ground.retrained(), equal=ours == theirs)
+    return Damage(len(diverged) + len(raised), 0, len(lost), ground.retrained(), ours == theirs)
