@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from clsearch.errors import DamagedError, InputError
+from clsearch.errors import MISSING, DamagedError, InputError
 from clsearch.folder import about, command, open_chains, read_parquet, results_of, run_config
 from clsearch.records import TrialRecord
 from clsearch.report import write_report
@@ -31,8 +31,7 @@ def report(
     runs = [read_run(out) for out in outs]
     if to is None:
         if len(outs) > 1:
-            allowed = "the folder to write, for a report on several runs"
-            raise InputError("to", None, allowed, "Give one with --to.")
+            raise InputError("to", MISSING, "the folder to write a report on several runs to")
         to, force = outs[0] / "report", True
     _check_target(to, force)
     return write_report(to, runs, csv=csv, latex=latex)

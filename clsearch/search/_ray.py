@@ -21,5 +21,6 @@ import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
 from ray import tune  # noqa: E402
 from ray._private import ray_constants  # noqa: E402
+from ray._private.node import Node  # noqa: E402
 
-__all__ = ["ray", "ray_constants", "raylet", "tune"]
+__all__ = ["Node", "ray", "ray_constants", "raylet", "tune"]
