@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clsearch.errors import DamagedError, InputError
+from clsearch.errors import MISSING, DamagedError, InputError
 from clsearch.folder import about, open_chains, read_parquet, results_of, run_config
 from clsearch.messages import command, say
 from clsearch.records import TrialRecord
@@ -36,8 +36,7 @@ def report(
     runs = [read_run(out) for out in outs]
     if to is None:
         if len(outs) > 1:
-            allowed = "the folder to write, for a report on several runs"
-            raise InputError("to", None, allowed, "Give one with --to.")
+            raise InputError("to", MISSING, "the folder to write a report on several runs to")
         to, force = outs[0] / "report", True
     _check_target(to, force)
     return write_report(to, runs, csv=csv, latex=latex)
