@@ -24,8 +24,9 @@ from test_store import record, trained
 from torch import Tensor
 
 from clsearch.archive import checked_archive
-from clsearch.config import MAX_DEPTH, load_config
+from clsearch.config import MAX_DEPTH, MAX_NODES, load_config
 from clsearch.errors import ClsearchError, DamagedError, InputError
+from clsearch.evaluate import _section
 from clsearch.exports.formats.pt2 import Program
 from clsearch.outbox import describe, jsonable
 from clsearch.redaction import holds_secret, redacted
@@ -94,6 +95,15 @@ def test_yaml_is_bounded_in_depth(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(InputError, match="nested"):
             load_config(file)
+
+
+def test_yaml_that_describes_data_is_bounded_too(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    for text in ("a: " + "[" * 100_000, "name: &a [" + "*a, " * MAX_NODES + "]", f"a: {SECRET}: b"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"^data: ") as caught:
+            _section(str(file))
+        assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
