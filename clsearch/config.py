@@ -281,25 +281,30 @@ def load_config(source: Path | str | Mapping[str, Any]) -> Config:
     first thing that is wrong."""
     if isinstance(source, Mapping):
         return parse_config(source)
-    path = Path(source)
+    data = read_yaml(Path(source), "config")
+    if not isinstance(data, dict):
+        raise InputError("config", str(source), "a YAML mapping with scenario and methods")
+    return parse_config(data)
+
+
+def read_yaml(path: Path, field: str) -> Any:
+    """What a YAML file says, within limits of size, depth and numbers; raises `InputError` under
+    `field`."""
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise InputError("config", str(path), "a readable YAML file", str(error)) from error
+        raise InputError(field, str(path), "a readable YAML file", str(error)) from error
     if len(raw) > MAX_BYTES:
-        raise InputError("config", str(path), "a YAML file of at most 1 MB")
+        raise InputError(field, str(path), "a YAML file of at most 1 MB")
     try:
         text = raw.decode("utf-8")
-        _check_nodes(yaml.compose(text, yaml.SafeLoader), str(path))
-        data = yaml.safe_load(text)
+        _check_nodes(yaml.compose(text, yaml.SafeLoader), str(path), field)
+        return yaml.safe_load(text)
     except RecursionError as error:
-        raise InputError("config", str(path), "YAML that is not nested this deep") from error
+        raise InputError(field, str(path), "YAML that is not nested this deep") from error
     except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError("config", str(path), "valid YAML", _yaml_said(error)) from error
-    if not isinstance(data, dict):
-        raise InputError("config", str(path), "a YAML mapping with scenario and methods")
-    return parse_config(data)
+        raise InputError(field, str(path), "valid YAML", _yaml_said(error)) from error
 
 
 def _yaml_said(error: Exception) -> str:
@@ -311,7 +316,7 @@ def _yaml_said(error: Exception) -> str:
     return f"The reader said: {' '.join(said.split())}{where}"
 
 
-def _check_nodes(root: yaml.Node | None, path: str) -> None:
+def _check_nodes(root: yaml.Node | None, path: str, field: str) -> None:
     """Refuses a key that stands twice, a number of more than `MAX_DIGITS` characters (YAML counts
     in sixties where there are colons, and takes minutes for a long one), and nodes that with their
     aliases unfolded would be more than `MAX_NODES` or deeper than `MAX_DEPTH`."""
@@ -326,7 +331,7 @@ def _check_nodes(root: yaml.Node | None, path: str) -> None:
                 if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
                     step = f"It begins in line {node.start_mark.line + 1} of {path}."
                     allowed = f"numbers of at most {MAX_DIGITS} characters"
-                    raise InputError("config", node.value, allowed, step)
+                    raise InputError(field, node.value, allowed, step)
             elif isinstance(node, yaml.SequenceNode):
                 children = node.value
             elif isinstance(node, yaml.MappingNode):
@@ -335,7 +340,7 @@ def _check_nodes(root: yaml.Node | None, path: str) -> None:
                 for key in (key for key, count in keys.items() if count > 1):
                     line = node.start_mark.line + 1
                     step = f"It stands twice in the mapping that begins in line {line} of {path}."
-                    raise InputError("config", key, "each key once", step)
+                    raise InputError(field, key, "each key once", step)
             below = [size(child) for child in children]
             nodes = 1 + sum(count for count, _ in below)
             sizes[id(node)] = nodes, 1 + max((depth for _, depth in below), default=0)
@@ -344,7 +349,7 @@ def _check_nodes(root: yaml.Node | None, path: str) -> None:
     nodes, depth = size(root)
     if nodes > MAX_NODES or depth > MAX_DEPTH:
         allowed = f"YAML of at most {MAX_NODES} values, nested at most {MAX_DEPTH} deep"
-        raise InputError("config", path, f"{allowed}, aliases unfolded")
+        raise InputError(field, path, f"{allowed}, aliases unfolded")
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

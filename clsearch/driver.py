@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from clsearch.config import Config, ResourcesConfig
@@ -20,7 +21,7 @@ from clsearch.folder import (
     open_store,
     write_config,
 )
-from clsearch.messages import command, say
+from clsearch.messages import command, from_pydantic, say
 from clsearch.records import Selection, TaskResult
 from clsearch.store import Store
 
@@ -42,6 +43,7 @@ class Options:
     storage: str | None = None
 
     def apply(self, config: Config) -> Config:
+        """The config with them. Raises `InputError` for a value that it cannot have."""
         update: dict[str, Any] = {}
         if self.data is not None:
             scenario = config.scenario
@@ -52,7 +54,10 @@ class Options:
         resources = {name: value for name, value in given.items() if value is not None}
         if resources:
             data = {**config.resources.model_dump(), **resources}
-            update["resources"] = ResourcesConfig.model_validate(data)
+            try:
+                update["resources"] = ResourcesConfig.model_validate(data)
+            except ValidationError as error:
+                raise from_pydantic(error, ResourcesConfig) from error
         return config.model_copy(update=update)
 
 

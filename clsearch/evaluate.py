@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from clsearch.config import Plugin, checked_options
+from clsearch.config import Plugin, checked_options, read_yaml
 from clsearch.data._stored import permuted
 from clsearch.data.base import Samples, Source
 from clsearch.errors import MISSING, InputError, unknown
@@ -252,10 +251,7 @@ def _section(data: str) -> dict[str, Any]:
     path = Path(data)
     if path.suffix not in (".yaml", ".yml"):
         return {"name": data}
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError("data", data, "a YAML file that can be read", str(error)) from error
+    given = read_yaml(path, "data")
     section = given.get("scenario", given) if isinstance(given, dict) else given
     if not isinstance(section, dict) or not isinstance(section.get("name"), str):
         allowed = "a data set or a scenario: a section with its name and its options"

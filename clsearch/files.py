@@ -36,7 +36,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     raw = data.encode() if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        place = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        place = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with place.open("wb") as stream:
                 stream.write(raw)
@@ -48,6 +48,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
             raise
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def half_written(folder: Path) -> set[Path]:
+    """What `atomic_write` left in a folder where it was killed."""
+    return set(folder.glob(".*.tmp"))
 
 
 def sha256_of(content: bytes) -> str:

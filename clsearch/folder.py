@@ -13,7 +13,7 @@ import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError, unknown
-from clsearch.files import ABOUT, LOCK, atomic_write, owned, parse
+from clsearch.files import ABOUT, LOCK, atomic_write, half_written, owned, parse
 from clsearch.identity import identity
 from clsearch.messages import command
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
@@ -58,7 +58,7 @@ def claim(out: Path, config: Config) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         writable = os.access(out, os.W_OK | os.X_OK)
-        empty = all(path.name == LOCK for path in out.iterdir())
+        empty = not {*out.iterdir()} - half_written(out) - {out / LOCK}
     except OSError as error:
         step = f"{error.strerror}. Choose another --out."
         raise InputError("out", str(out), "a folder that can be written", step) from error

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError
-from clsearch.files import atomic_write, parse
+from clsearch.files import atomic_write, half_written, parse
 from clsearch.records import digest
 from clsearch.redaction import redacted, secret_name
 
@@ -197,7 +197,7 @@ class Outbox:
         """Deletes what a killed process left half written."""
         if not self.folder.is_dir():
             return
-        for path in self.folder.glob(".*.tmp"):
+        for path in half_written(self.folder):
             path.unlink(missing_ok=True)
         for path in self.folder.glob("*.files"):
             if not path.with_suffix(".json").exists():

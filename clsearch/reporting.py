@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clsearch.errors import DamagedError, InputError
-from clsearch.folder import about, open_chains, read_parquet, results_of, run_config
+from clsearch.errors import MISSING, DamagedError, InputError
+from clsearch.folder import (
+    about,
+    open_chains,
+    open_store,
+    read_parquet,
+    results_of,
+    run_config,
+)
 from clsearch.messages import command, say
 from clsearch.records import TrialRecord
 from clsearch.report import write_report
@@ -36,8 +43,7 @@ def report(
     runs = [read_run(out) for out in outs]
     if to is None:
         if len(outs) > 1:
-            allowed = "the folder to write, for a report on several runs"
-            raise InputError("to", None, allowed, "Give one with --to.")
+            raise InputError("to", MISSING, "the folder to write a report on several runs to")
         to, force = outs[0] / "report", True
     _check_target(to, force)
     return write_report(to, runs, csv=csv, latex=latex)
@@ -56,19 +62,20 @@ def _check_target(to: Path, force: bool) -> None:
 
 
 def read_run(out: Path) -> Run:
-    """A run as a report shows it. Raises `InputError` for a folder that is none, `DamagedError`."""
+    """A run as a report shows it. Raises `InputError` for a folder that is none, `DamagedError`,
+    and `StoreError` where the journal of one that is not finished cannot be read."""
     config = run_config(out)
     results = results_of(out)
     said = about(out)
-    journal = out / "checkpoints" / "trials"
+    # Without search.json it ended before its first task.
+    unfinished = open_chains(config, results, len(said.get("tasks", ())) or 1)
     return Run(
         config,
         _trials(out),
         results,
         said,
-        # Without search.json it ended before its first task.
-        open_chains(config, results, len(said.get("tasks", ())) or 1),
-        sum(1 for _ in journal.glob("[!.]*/manifest.json")),
+        unfinished,
+        open_store(out, config).count("trials") if unfinished else 0,
         out.resolve().name,
     )
 

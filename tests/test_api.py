@@ -124,6 +124,13 @@ def test_what_is_refused(out: Path, tmp_path: Path) -> None:
             clsearch.select(out, margin)
 
 
+def test_an_option_out_of_range_is_refused(out: Path, tmp_path: Path) -> None:
+    config = clsearch.load_config(out / "config.yaml")
+    with pytest.raises(InputError, match=r"^workers: 0 is not allowed"):
+        clsearch.run(config, tmp_path / "new", workers=0)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_damaged_table_is_said(out: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes((out / "config.yaml").read_bytes())
     (tmp_path / "scan.parquet").write_bytes((out / "scan.parquet").read_bytes()[:-10])

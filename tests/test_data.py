@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SOURCES, load_source
+from helpers import SOURCES, load_source, make_source
 from torch import Tensor
 
 import clsearch.data
+from clsearch.data import digits
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import Samples, as_samples, data_root
 from clsearch.errors import InputError
@@ -119,6 +120,32 @@ def python(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_a_search_of_digits_imports_no_more_than_it_needs() -> None:
+    """scikit-learn and torch's compiler take seconds each, in every process that imports them."""
+    python(
+        "import sys, tempfile\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from helpers import searched\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    searched(Path(folder), scenario={'name': 'permuted', 'tasks': 1})\n"
+        "assert {'sklearn', 'torch._dynamo', 'matplotlib'}.isdisjoint(sys.modules)\n"
+    )
+
+
+def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read without importing it, and through it where it keeps the file elsewhere."""
+    from sklearn.datasets import load_digits
+
+    bunch, source = load_digits(), make_source("digits")
+    images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
+    for file in (digits.FILE, "elsewhere.csv.gz"):
+        monkeypatch.setattr(digits, "FILE", file)
+        found = source.load(Path("unused"), download=False).train
+        assert torch.equal(found.inputs, images)
+        assert torch.equal(found.labels, torch.from_numpy(bunch.target))
 
 
 def test_torchvision_is_imported_on_first_use_only() -> None:

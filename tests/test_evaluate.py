@@ -159,7 +159,7 @@ def test_facts_are_measured_by_average_precision(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (("--data", "owls"), ("--data", "'owls'", "digits", "split")),
-        (("--data", "none.yaml"), ("--data", "none.yaml", "a YAML file that can be read")),
+        (("--data", "none.yaml"), ("--data", "none.yaml", "a readable YAML file")),
         (("--data", "list.yaml"), ("--data", "a section with its name")),
         (("--data", "digits", "--classes", "0,7"), ("--classes", "'7'", "the model knows 0, 5, 9")),
         (("--data", "digits", "--task", "2"), ("--task", "1 to 1")),

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from clsearch.config import load_config
 from clsearch.errors import InputError
-from clsearch.files import LOCK, holder, owned
+from clsearch.files import LOCK, atomic_write, half_written, holder, owned
+from clsearch.folder import claim
 
 HOLD = """
 import sys, time
@@ -106,3 +108,25 @@ def test_one_at_a_time_whoever_takes_the_lock_away(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert (most[0], done[0] >= 60) == (1, True)
+
+
+def test_a_write_that_was_killed_does_not_keep_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first file of a run, half written: the same command has to go on."""
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda *_, **__: None)  # nobody is left to do that
+        patched.setattr(Path, "replace", killed)
+        with pytest.raises(SystemExit):
+            atomic_write(tmp_path / "config.yaml", "name: x\n")
+    (left,) = tmp_path.iterdir()
+    assert half_written(tmp_path) == {left}
+    config = {"scenario": {"name": "permuted"}, "methods": [{"name": "finetune"}]}
+    claim(tmp_path, load_config(config))
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(InputError, match="an empty or new folder"):
+        claim(tmp_path, load_config(config))

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import pickle
 import shutil
+import struct
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
+import torch
 from command import refused, write_config
 from test_store import record, trained
+from torch import Tensor
 
-from clsearch.archive import check_archive
-from clsearch.config import MAX_DEPTH, load_config
+from clsearch.archive import checked_archive
+from clsearch.config import MAX_DEPTH, MAX_NODES, load_config
 from clsearch.errors import ClsearchError, DamagedError, InputError
+from clsearch.evaluate import _section
+from clsearch.exports.formats.pt2 import Program
 from clsearch.outbox import describe, jsonable
 from clsearch.redaction import holds_secret, redacted
 from clsearch.store import MANIFEST, Store, read_record, write_record
@@ -88,6 +97,15 @@ def test_yaml_is_bounded_in_depth(tmp_path: Path) -> None:
             load_config(file)
 
 
+def test_yaml_that_describes_data_is_bounded_too(tmp_path: Path) -> None:
+    file = tmp_path / "data.yaml"
+    for text in ("a: " + "[" * 100_000, "name: &a [" + "*a, " * MAX_NODES + "]", f"a: {SECRET}: b"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"^data: ") as caught:
+            _section(str(file))
+        assert SECRET not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "number", ["59" + ":59" * 100_000, "59" + ":59" * 100_000 + ".5", "1" * 9999]
 )
@@ -115,7 +133,7 @@ def test_an_archive_with_a_way_out_is_refused(tmp_path: Path, name: str) -> None
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(name, b"x")
     with pytest.raises(DamagedError, match="holds"):
-        check_archive(file, file.read_bytes())
+        checked_archive(file, file.read_bytes())
 
 
 def test_an_archive_that_unfolds_is_refused_before_it_does(tmp_path: Path) -> None:
@@ -124,7 +142,134 @@ def test_an_archive_that_unfolds_is_refused_before_it_does(tmp_path: Path) -> No
         archive.writestr("m/models/model.json", b"\0" * 50_000_000)
     assert file.stat().st_size < 100_000
     with pytest.raises(DamagedError, match="unfolds"):
-        check_archive(file, file.read_bytes())
+        checked_archive(file, file.read_bytes())
+
+
+class Planted:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+class Scaled(torch.nn.Linear):
+    """A model with weights and a constant."""
+
+    constant = torch.ones(2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.constant
+
+
+@pytest.fixture(scope="module")
+def program() -> dict[str, bytes]:
+    """The parts of a model, by name."""
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(Scaled(3, 2), (torch.zeros(2, 3),)), file)
+    with zipfile.ZipFile(file) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+DATA = "archive/data/"
+WEIGHTS, CONSTANTS = (f"{DATA}{kind}/model_{kind}_config.json" for kind in ("weights", "constants"))
+
+
+def packed(parts: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    return file.getvalue()
+
+
+def pickled(value: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def described(config: bytes, **as_what: Any) -> bytes:
+    """A list of tensors of which the first is described otherwise."""
+    found = json.loads(config)
+    next(iter(found["config"].values())).update(as_what)
+    return json.dumps(found).encode()
+
+
+def by_its_folder(parts: dict[str, bytes], evil: Planted) -> bytes:
+    """torch unpickles what has a path that begins so."""
+    path = "opaque_obj_0/tensor_0"
+    bytes_of_it = {
+        "dtype": 1, "sizes": [{"as_int": 1}], "requires_grad": False, "layout": 7,
+        "device": {"type": "cpu", "index": None}, "strides": [{"as_int": 1}],
+        "storage_offset": {"as_int": 0},
+    }  # fmt: skip
+    config = described(parts[CONSTANTS], path_name=path, tensor_meta=bytes_of_it)
+    return packed(parts | {CONSTANTS: config, f"{DATA}constants/{path}": pickle.dumps(evil)})
+
+
+def by_its_model(parts: dict[str, bytes], evil: Planted) -> bytes:
+    """The weights of a model of this name in an older form, which is a pickle."""
+    at = {"model.json": "weight_.json", "model.pt": "weight_.pt", "model_": "weight__"}
+    names = {name: name for name in parts}
+    for old, new in at.items():
+        names = {name: own.replace(f"/{old}", f"/{new}") for name, own in names.items()}
+    renamed = {names[name]: part for name, part in parts.items()}
+    return packed(renamed | {f"{DATA}weights/weight_.pt": pickled(evil)})
+
+
+def with_pickled_weights(parts: dict[str, bytes], evil: Planted) -> dict[str, bytes]:
+    config = described(parts[WEIGHTS], use_pickle=True)
+    return parts | {WEIGHTS: config, f"{DATA}weights/weight_0": pickled(evil)}
+
+
+def by_its_case(parts: dict[str, bytes], evil: Planted) -> bytes:
+    """torch takes the first name that is the same but for its case."""
+    other = with_pickled_weights(parts, evil)
+    first = {WEIGHTS.replace("config", "CONFIG"): other[WEIGHTS]}
+    return packed(first | other | {WEIGHTS: parts[WEIGHTS]})
+
+
+def by_two_directories(parts: dict[str, bytes], evil: Planted) -> bytes:
+    """Two archives in one: Python's zipfile finds the directory by the end of the file, torch by
+    where it is said to be."""
+    bad, good = packed(with_pickled_weights(parts, evil)), packed(parts)
+    ends = [whole.rindex(b"PK\5\6") for whole in (bad, good)]
+    starts = [
+        struct.unpack_from("<L", bad, ends[0] + 16)[0],
+        struct.unpack_from("<L", good, ends[1] + 16)[0],
+    ]
+    directory, tail, at = bytearray(good[starts[1] : ends[1]]), bytearray(good[ends[1] :]), 0
+    while at < len(directory):
+        (where,) = struct.unpack_from("<L", directory, at + 42)
+        struct.pack_into("<L", directory, at + 42, where + starts[0] - starts[1])
+        at += 46 + struct.unpack_from("<H", directory, at + 28)[0]
+    struct.pack_into("<L", tail, 16, starts[0])
+    return bad[: ends[0]] + good[: starts[1]] + directory + tail
+
+
+@pytest.mark.parametrize("hidden", [by_its_folder, by_its_model, by_its_case, by_two_directories])
+def test_what_is_hidden_in_a_program_is_not_unpickled(
+    program: dict[str, bytes], tmp_path: Path, hidden: Callable[[Any, Planted], bytes]
+) -> None:
+    """torch itself would."""
+    mark, file = tmp_path / "mark", tmp_path / "m.pt2"
+    file.write_bytes(hidden(program, Planted(mark)))
+    with contextlib.suppress(Exception):
+        torch.export.load(io.BytesIO(file.read_bytes()))
+    assert mark.exists()
+    mark.rmdir()
+    with contextlib.suppress(DamagedError):
+        Program().load(file)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("config", [b"[]", b"{}", b'{"config": []}', b'{"config": {"a": 1}}', b"x"])
+def test_a_list_of_tensors_that_is_none_is_damage(program: dict[str, bytes], config: bytes) -> None:
+    with pytest.raises(DamagedError):
+        checked_archive(Path("m.pt2"), packed(program | {WEIGHTS: config}))
 
 
 SECRET = "hunter2-hunter2"

@@ -104,6 +104,10 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
                 if connection.status == psutil.CONN_LISTEN
             ]
             assert len(listening) >= 5, "Ray's own processes are not seen"
+            running = " ".join(" ".join(p.cmdline()) for p in me.children(recursive=True))
+            assert "raylet" in running
+            assert "dashboard.py" not in running
+            assert "monitor.py" not in running  # of logs, and the autoscaler's
             assert [ip for ip in listening if not _loopback(ip)] == []
             stranger = subprocess.run(
                 [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address],

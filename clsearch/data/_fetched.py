@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -64,6 +65,8 @@ def _fetch(image: ImageFile, own: ImageFile, stream: Stream) -> None:
             for piece in stream(image.path):
                 file.write(piece)
                 sha.update(piece)
+            file.flush()
+            os.fsync(file.fileno())  # the manifest must not outlive it at a power cut
         if sha.hexdigest() != expected:
             raise _not_here(own, f"{image.path} of the driver's host is not what was decoded")
         place.replace(own.path)

@@ -166,15 +166,18 @@ class Backbone(nn.Module, ABC):
     @cached_property
     def numbers(self) -> int:
         """How many numbers its unit layers compute for a sample, each place of a channel one."""
-        tap, values = Tap(), {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        device = next(iter(values.values())).device  # an exported one holds its weights
-        if device.type == "meta" and not self.convolutional:
-            # Formulas without values would do, but torch imports its compiler for dense ones: two
-            # seconds and 77 MB in every worker that starts.
-            device = torch.device("cpu")
-            values = {name: torch.zeros(()).expand(v.shape) for name, v in values.items()}
-        functional_call(self, values, (torch.zeros(1, *self.shape, device=device), tap))
-        return sum(tap.activations[u.name].numel() * u.rows for u in self.unit_layers)
+        from clsearch.models.widths import resized
+
+        tap, network = Tap(), self
+        if next(self.parameters()).is_meta:  # else an exported one, which holds its weights
+            # Real numbers, of one group a layer: with none at all torch imports its compiler.
+            network = resized(self, {u.name: u.group for u in self.unit_layers})
+        named = itertools.chain(network.named_parameters(), network.named_buffers())
+        values = {name: torch.zeros_like(v, device="cpu") if v.is_meta else v for name, v in named}
+        device = next(iter(values.values())).device
+        functional_call(network, values, (torch.zeros(1, *self.shape, device=device), tap))
+        places = {u.name: tap.activations[u.name].numel() // u.units for u in network.unit_layers}
+        return sum(places[u.name] * u.units * u.rows for u in self.unit_layers)
 
     @property
     def evaluation_batch(self) -> int:

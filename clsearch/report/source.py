@@ -20,8 +20,8 @@ class Run:
 
     `about` is its `search.json` (tasks, machine, versions), empty where it ended before that was
     written. `open` are the chains that have not come to their end, and how far each is. `stored`
-    counts the trials of its journal, of tasks that are not finished too. `label`
-    names it in a report, `folder` is the name of its folder.
+    counts the trials in the journal of a run that is not finished, those of its unfinished task
+    too. `label` names it in a report, `folder` is the name of its folder.
     """
 
     config: Config

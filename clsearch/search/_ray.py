@@ -26,9 +26,11 @@ for _name, _value in {
 import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
 from ray._private import ray_constants, services  # noqa: E402
+from ray._private.node import Node  # noqa: E402
 from ray.util import scheduling_strategies  # noqa: E402
 
 __all__ = [
+    "Node",
     "authenticated",
     "job_client",
     "ray",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from clsearch.archive import check_archive
+from clsearch.archive import checked_archive
 from clsearch.errors import DamagedError, InputError
 from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, embedded
 from clsearch.exports.standalone import StandaloneModel, example_of
@@ -33,8 +33,7 @@ class Program(Format):
         return {}
 
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
-        content = path.read_bytes()
-        check_archive(path, content)
+        content = checked_archive(path, path.read_bytes())
         extra = {EMBEDDED: ""}
         try:
             program = torch.export.load(io.BytesIO(content), extra_files=extra)
