@@ -202,7 +202,7 @@ def _close_journal_at_exit() -> None:
     atexit.register(_WRITING.acquire)
 
 
-class WorkerStore(Store):
+class _WorkerStore(Store):
     """The store of a worker."""
 
     def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
