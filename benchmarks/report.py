@@ -22,8 +22,8 @@ from clsearch.config import Config, parse_config
 from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.folder import open_store, write_config
 from clsearch.records import LayerCapacity, ScanPoint, TaskRecord, TaskResult, TrialRecord, digest
+from clsearch.report.run_files import RunFiles
 from clsearch.selection import select
-from clsearch.sequence import write_results
 from clsearch.store import write_record
 from clsearch.system import resolve
 
@@ -125,7 +125,7 @@ def make(out: Path, tasks: int, trials: int, seeds: int) -> int:
         for n in range(1, tasks + 1)
     ]  # fmt: skip
     atomic_write(out / ABOUT, json.dumps({"tasks": described, **machine()}))
-    write_results(out, records, results, LAYERS)
+    RunFiles(out, LAYERS).write(records, results)
     return len(records)
 
 

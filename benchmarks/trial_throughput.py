@@ -41,6 +41,7 @@ from clsearch.training.batch import DeviceData, PackData, Readout
 from clsearch.training.loop import train_pack
 from clsearch.training.step import Objective
 from clsearch.training.worker import prepare_worker
+from clsearch.trial import start_on
 
 BATCH = 256
 L1, STRENGTH, RATE = 1e-5, 1.0, 1e-3
@@ -137,7 +138,7 @@ def field(width: int, data: DeviceData, seconds: float) -> float:
 
 @dataclass
 class Pack:
-    """Our side in one worker: K trials of one width, through `train_pack`."""
+    """Our side in one worker: K trials of one width, through `train_pack`, where the data is."""
 
     width: int
     k: int
@@ -149,7 +150,7 @@ class Pack:
         method = MAS(MASOptions(), backbone)
         state = {f"importance.{n}": v for n, v in importance.items()}
         state |= {f"anchor.{n}": v for n, v in anchor.items()}
-        start = Start(params, state, method.everything(params))
+        start = start_on(Start(params, state, method.everything(params)), self.data.device)
         l1 = L1Param(L1ParamOptions(), backbone)
         self.objective = Objective(backbone, method, [l1], start, Readout((0,)))
         # A grid, as a search has one: two rates, two strengths of L1, the rest strengths of MAS.

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.markdown import Markdown
 
 from clsearch.axes import Space
 from clsearch.config import Plugin
@@ -44,6 +46,15 @@ def methods(name: str | None = None) -> str:
             parts += plugin(one, kind)
     parts += ["## Activations", *_activations()]
     return "\n\n".join(parts) + "\n"
+
+
+def print_methods(name: str | None, console: Console) -> None:
+    """Prints the same: laid out in a terminal, as it is elsewhere."""
+    text = methods(name)
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        print(text, end="")
 
 
 def _activations() -> Iterator[str]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.records import NOT_STATED
+from clsearch.signals import stop_on_signals
 
 app = typer.Typer(
     name="clsearch",
@@ -26,15 +25,35 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Output folder of a run.")]
+FolderOrJob = Annotated[
+    str,
+    typer.Argument(
+        metavar="DIR|JOB",
+        help="Output folder of a run, or the id of a launched search (clsearch-NAME-xxxxxx; a "
+        "folder of such a name is written ./NAME).",
+    ),
+]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The id of a launched search.")]
 Address = Annotated[
     str | None,
     typer.Option(help="Join a running Ray cluster: `auto` or HOST:PORT. Default: a local one."),
+]
+Cluster = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        help="The Ray cluster: http://HOST:PORT of its dashboard, HOST:PORT of itself, or `auto`.",
+    ),
 ]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow server. Default: a database in the output folder.")
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Worker processes of a local run.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of the data sets.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Journal and checkpoints: s3://…, gs://… or file://…. Default: OUT."),
+]
 
 
 @app.command()
@@ -47,10 +66,7 @@ def run(
     tracking_uri: TrackingUri = None,
     workers: Workers = None,
     data: Data = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(help="Journal and checkpoints: s3://…, gs://… or file://…. Default: OUT."),
-    ] = None,
+    storage: Storage = None,
     dry_run: Annotated[
         bool, typer.Option(help="Print tasks, trials, packs, memory and time; train nothing.")
     ] = False,
@@ -82,13 +98,22 @@ def run(
 
 @app.command()
 def resume(
-    out: Folder,
+    out: FolderOrJob,
     address: Address = None,
     tracking_uri: TrackingUri = None,
     workers: Workers = None,
     data: Data = None,
 ) -> None:
-    """Finish an interrupted run: nothing that had finished is trained again."""
+    """Finish an interrupted run: nothing that had finished is trained again.
+
+    A launched search goes on as a job of its cluster, whose --address is then as for `launch`.
+    """
+    from clsearch import launch
+    from clsearch.driver import Options
+
+    if launch.is_job(out, address):
+        launch.resume(out, Options(address, tracking_uri, workers, data), Console())
+        return
     from clsearch import api
 
     api.run(
@@ -103,11 +128,65 @@ def resume(
 
 
 @app.command()
-def status(out: Folder) -> None:
-    """Show how far a run is."""
-    from clsearch.status import print_status
+def launch(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the search.")],
+    address: Cluster,
+    out: Annotated[Path, typer.Option(help="Output folder on the cluster, an absolute path.")],
+    tracking_uri: TrackingUri = None,
+    data: Data = None,
+    storage: Storage = None,
+) -> None:
+    """Have a Ray cluster search on its own: submit a job, print its id, and return.
 
-    print_status(out, Console())
+    The config goes along; folders are the cluster's. `status`, `logs`, `stop` and `resume` follow
+    the search from any machine that reaches the cluster and has its token.
+    """
+    from clsearch import api
+    from clsearch import launch as room
+    from clsearch.driver import Options
+
+    options = Options(address, tracking_uri, None, data, storage)
+    room.launch(api.load_config(config), out, options, Console())
+
+
+@app.command()
+def status(
+    out: FolderOrJob,
+    address: Annotated[
+        str | None, typer.Option(help="Of a launched search, its cluster, as for `launch`.")
+    ] = None,
+) -> None:
+    """Show how far a run or a launched search is."""
+    from clsearch import launch
+
+    if address is not None or launch.is_job(out, address):
+        launch.print_status(out, address, Console())
+    else:
+        from clsearch import status as room
+
+        room.print_status(Path(out), Console())
+
+
+@app.command()
+def logs(
+    job: Job,
+    address: Cluster,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until it ends. Ctrl-C ends this command alone.")
+    ] = False,
+) -> None:
+    """Print what a launched search says."""
+    from clsearch import launch
+
+    launch.print_log(job, address, follow, Console())
+
+
+@app.command()
+def stop(job: Job, address: Cluster) -> None:
+    """Stop a launched search as Ctrl-C does: what has finished is kept, `resume` goes on."""
+    from clsearch import launch
+
+    launch.stop(job, address, Console())
 
 
 @app.command()
@@ -204,18 +283,10 @@ def report(
     force: Annotated[bool, typer.Option(help="Write into a folder that is not empty.")] = False,
 ) -> None:
     """Write a report on a run, or on several side by side: HTML, Markdown and figures."""
-    from clsearch.messages import say
-    from clsearch.reporting import report as write
+    from clsearch import reporting as room
 
-    page, *figures = write(outs, to, csv=csv, latex=latex, force=force)
-    console = Console()
-    say(console, f"{page}: all in one file, {len(figures)} figures")
-    say(
-        console,
-        f"{page.with_suffix('.md')}: the same as Markdown, figures as PNG and SVG beside it",
-    )
-    if csv or latex:
-        say(console, f"{page.parent / 'tables'}: the tables")
+    written = room.report(outs, to, csv=csv, latex=latex, force=force)
+    room.print_written(written, csv or latex, Console())
 
 
 @app.command()
@@ -294,36 +365,9 @@ def methods(
     ] = None,
 ) -> None:
     """Describe the methods, regularisers and activations: equations, options, hyperparameters."""
-    from rich.markdown import Markdown
+    from clsearch.catalogue import print_methods
 
-    from clsearch.catalogue import methods as described
-
-    console, text = Console(), described(name)
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
-        print(text, end="")
-
-
-def _stop(signum: int, frame: Any) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _stop_again(dropped: sys.UnraisableHookArgs) -> None:
-    """Sends a signal once more where Python dropped its exception: it came in a destructor. Not
-    SIGINT, which is ignored in what a shell runs in the background."""
-    if isinstance(dropped.exc_value, KeyboardInterrupt):
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    else:
-        sys.__unraisablehook__(dropped)
-
-
-def stop_on_signals() -> None:
-    """SIGTERM and SIGHUP stop the command as Ctrl-C does, whatever it is doing when they come."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` stays in force
-            signal.signal(number, _stop)
-    sys.unraisablehook = _stop_again
+    print_methods(name, Console())
 
 
 def _as_option(error: ClsearchError) -> ClsearchError:

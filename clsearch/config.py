@@ -184,6 +184,11 @@ class ResourcesConfig(Strict):
     gpus: float = Field(
         1.0, gt=0, le=1, description="Share of a GPU that one pack takes, on `cuda`."
     )
+    accelerator: str | None = Field(
+        None,
+        description="Type of GPU that all trials run on, as Ray names it (`A100`), so that they"
+        " round alike; default any. The smallest GPU bounds the size of packs.",
+    )
     workers: int | None = Field(
         None, ge=1, description="Worker processes of a local run; default one for each core."
     )
@@ -197,7 +202,10 @@ class ResourcesConfig(Strict):
     )
 
     @model_validator(mode="after")
-    def _address(self) -> ResourcesConfig:
+    def _checked(self) -> ResourcesConfig:
+        if self.accelerator is not None and self.device == "cpu":
+            step = "Trials on a CPU take no GPU of any type."
+            raise InputError("accelerator", self.accelerator, "null where `device` is cpu", step)
         storage = self.storage
         if storage is not None and holds_secret(storage):
             step = "Credentials come from the environment: AWS_ACCESS_KEY_ID, …"
@@ -265,7 +273,7 @@ class Config(Strict):
         return self.selection.margin if method.margin is None else method.margin
 
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 1_000_000, 100_000, 32
+MAX_BYTES, MAX_NODES, MAX_DEPTH, MAX_DIGITS = 1_000_000, 100_000, 32, 400
 
 
 def load_config(source: Path | str | Mapping[str, Any]) -> Config:
@@ -288,16 +296,25 @@ def load_config(source: Path | str | Mapping[str, Any]) -> Config:
     except RecursionError as error:
         raise InputError("config", str(path), "YAML that is not nested this deep") from error
     except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
-        said = " ".join(str(error).split())
-        raise InputError("config", str(path), "valid YAML", f"The reader said: {said}") from error
+        raise InputError("config", str(path), "valid YAML", _yaml_said(error)) from error
     if not isinstance(data, dict):
         raise InputError("config", str(path), "a YAML mapping with scenario and methods")
     return parse_config(data)
 
 
+def _yaml_said(error: Exception) -> str:
+    """What the reader said, and where; without the line itself, which may hold a secret."""
+    said, mark = str(error), None
+    if isinstance(error, yaml.MarkedYAMLError):
+        said, mark = str(error.problem or error.context), error.problem_mark or error.context_mark
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"The reader said: {' '.join(said.split())}{where}"
+
+
 def _check_nodes(root: yaml.Node | None, path: str) -> None:
-    """Refuses a key that stands twice, and nodes that with their aliases unfolded would be more
-    than `MAX_NODES` or deeper than `MAX_DEPTH`."""
+    """Refuses a key that stands twice, a number of more than `MAX_DIGITS` characters (YAML counts
+    in sixties where there are colons, and takes minutes for a long one), and nodes that with their
+    aliases unfolded would be more than `MAX_NODES` or deeper than `MAX_DEPTH`."""
     sizes: dict[int, tuple[float, float]] = {}
 
     def size(node: yaml.Node | None) -> tuple[float, float]:
@@ -305,7 +322,12 @@ def _check_nodes(root: yaml.Node | None, path: str) -> None:
         if id(node) not in sizes:
             sizes[id(node)] = math.inf, math.inf  # what an alias to a node around it unfolds to
             children: list[yaml.Node] = []
-            if isinstance(node, yaml.SequenceNode):
+            if isinstance(node, yaml.ScalarNode):
+                if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
+                    step = f"It begins in line {node.start_mark.line + 1} of {path}."
+                    allowed = f"numbers of at most {MAX_DIGITS} characters"
+                    raise InputError("config", node.value, allowed, step)
+            elif isinstance(node, yaml.SequenceNode):
                 children = node.value
             elif isinstance(node, yaml.MappingNode):
                 children = [part for pair in node.value for part in pair]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,10 @@ class _Search:
 
     def __init__(self, runs: SearchRuns, tasks: list[str]) -> None:
         self._runs, self._tasks = runs, tasks
+        self._hypers: dict[str, dict[str, None]] = {}
+        for run in runs.runs.values():
+            if run.tags["clsearch.kind"] == "trial":
+                self._know(run.tags["clsearch.method"], run.params)
 
     def deliver(self, kind: str, body: Mapping[str, Any], files: Path, at: int) -> None:
         kinds = {
@@ -135,6 +139,7 @@ class _Search:
         name = trial_name(place, body, selected)
         run = self._runs.run(self._key(body, key), name, task, tags, began)
         points, params = trial_points(body), place | body["hyperparameters"]
+        self._know(body["method"], params)
         self._runs.log(run, began + lasted, points=points, params=params, tags=tags)
         if body["data"]:
             self._runs.inputs(run, body["data"])
@@ -167,6 +172,8 @@ class _Search:
         self._runs.drop_aliases(model, number + bool(version), others=version is not None)
         self._tell(task, body, version, at)
         self._runs.end(task, "FAILED" if chosen["outcome"] == "failed" else "FINISHED", at)
+        # The one selected has been told of this task.
+        self._runs.settle(chosen["method"], str(chosen["seed"]), number)
         self._show()
         self._describe(at)
 
@@ -291,14 +298,13 @@ class _Search:
                 self._runs.rename(run, name)
                 self._runs.log(run, 0, tags={"clsearch.selected": selected})
 
+    def _know(self, method: str, params: Iterable[str]) -> None:
+        names = self._hypers.setdefault(method, {})
+        names |= dict.fromkeys(name for name in params if name not in PLACE)
+
     def _methods(self) -> dict[str, list[str]]:
         """The hyperparameters of each method whose trials are known."""
-        found: dict[str, dict[str, None]] = {}
-        for run in self._runs.runs.values():
-            if run.tags["clsearch.kind"] == "trial":
-                names = found.setdefault(run.tags["clsearch.method"], {})
-                names |= dict.fromkeys(n for n in run.params if n not in PLACE)
-        return {method: sorted(names) for method, names in sorted(found.items())}
+        return {method: sorted(names) for method, names in sorted(self._hypers.items())}
 
     def _show(self) -> None:
         """Saves the views of the experiment, with a column for each hyperparameter."""

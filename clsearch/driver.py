@@ -17,11 +17,10 @@ from clsearch.errors import ClsearchError, InputError, InterruptedRunError, Stor
 from clsearch.files import cores
 from clsearch.folder import (
     claimed,
-    command,
     open_store,
     write_config,
 )
-from clsearch.messages import say
+from clsearch.messages import command, say
 from clsearch.records import Selection, TaskResult
 from clsearch.store import Store
 
@@ -73,7 +72,7 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     with claimed(out, config):
         try:
             with one_thread():  # commits measure here
-                failed = _search(search, options, console)
+                failed = _search(search, options, resume, console)
         except KeyboardInterrupt as stop:
             begun = (out / "config.yaml").exists()
             step = f"Go on with: {resume}" if begun else "Nothing was written."
@@ -115,7 +114,7 @@ def plan_search(config: Config, out: Path, options: Options, console: Console) -
     print_forecast(search, config.resources.workers or cores(), console)
 
 
-def _search(search: Search, options: Options, console: Console) -> list[Selection]:
+def _search(search: Search, options: Options, resume: str, console: Console) -> list[Selection]:
     """The search between the edges: Ray, MLflow and the screen. Returns the ends of chains that
     failed. Nothing is written before both edges have accepted what the user asked for.
     """
@@ -135,7 +134,7 @@ def _search(search: Search, options: Options, console: Console) -> list[Selectio
             if config.resources.storage is None:  # else another search may be writing there
                 search.store.sweep()
             tracker.start(search.info())
-            with watched(command("resume", out)), ConsoleProgress(console) as progress:
+            with watched(resume), ConsoleProgress(console) as progress:
                 found = search.run(searcher, tracker, progress)
         finally:
             searcher.close()

@@ -12,6 +12,7 @@ import torch
 
 from clsearch.config import Config
 from clsearch.data._stored import StoredImages
+from clsearch.messages import duration
 from clsearch.protocols import Job
 from clsearch.records import Chain
 from clsearch.report.tables import Sheet
@@ -210,10 +211,3 @@ def _methods_sheet(found: Sequence[Forecast]) -> Sheet:
         "its trials; penalties and growth of later tasks, scans and the search itself come on top."
     )
     return Sheet("Methods, over all tasks and seeds", header, rows, frozenset({0}), note)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

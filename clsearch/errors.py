@@ -10,6 +10,9 @@ from clsearch.redaction import redacted
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother = 400, 200
 
+LOOKED_AT = 5000
+"""Characters of both ends of a value that secrets are looked for in."""
+
 MISSING = object()
 """The value of an `InputError` where nothing was given; `allowed` is then what to give."""
 
@@ -34,7 +37,7 @@ class InputError(ClsearchError):
 
     def __init__(self, field: str, value: object, allowed: str, step: str = "") -> None:
         self.field, self.value, self.allowed, self.step = field, value, allowed, step
-        shown = redacted(value) if isinstance(value, str) else value  # before it is cut
+        shown = redacted(_ends(value)) if isinstance(value, str) else value  # before it is cut
         message = f"{field}: {_SHORT.repr(shown)} is not allowed. Allowed: {allowed}."
         if value is MISSING:
             message = f"{field} is missing. Give {allowed}."
@@ -45,12 +48,22 @@ class InputError(ClsearchError):
         return InputError(f"{section}.{self.field}", self.value, self.allowed, self.step)
 
 
+def _ends(text: str) -> str:
+    """What of a text is looked at for secrets: more than is shown of it."""
+    return text if len(text) <= 2 * LOOKED_AT else f"{text[:LOOKED_AT]} … {text[-LOOKED_AT:]}"
+
+
 class StoreError(ClsearchError):
     """Records or checkpoints cannot be written or read (disk full, no permission, store away)."""
 
 
 class DamagedError(StoreError):
     """A stored file does not match the SHA-256 its manifest names."""
+
+
+class DeviceLostError(ClsearchError):
+    """A GPU has failed under this process, which can compute nothing on it any more: no trial's
+    fault."""
 
 
 class InterruptedRunError(ClsearchError):

@@ -21,6 +21,8 @@ from clsearch.errors import InputError, StoreError
 ABOUT = "search.json"
 """What a search was: its tasks, the machine that drove it and its versions."""
 _NAMES = ("clsearch", "torch", "ray", "mlflow", "numpy")
+LOCK = ".lock"
+"""The file that a driver holds locked in its output folder; it says in a line who that is."""
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
 
@@ -95,45 +97,84 @@ def machine() -> dict[str, Any]:
     return {"machine": about | {"system": platform.platform()}, "versions": versions}
 
 
-def in_use(folder: Path) -> bool:
-    """Whether a driver holds the folder; looking does not hold it."""
-    handle = os.open(folder, os.O_RDONLY)
+def holder(folder: Path) -> str | None:
+    """Who holds the folder, as far as the lock file says; None where nobody does. Looking does not
+    hold it."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
-        return True
+        return _named(handle)
     finally:
         os.close(handle)
-    return False
+    return None
+
+
+def _named(handle: int) -> str:
+    """What a holder wrote of itself; another process where it has not come to that, or is not to
+    be read."""
+    said = os.pread(handle, 400, 0).decode(errors="replace")
+    line = said.partition("\n")[0]
+    return line if "\n" in said and line.isprintable() else "another process"
+
+
+def _itself() -> str:
+    now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    return f"process {os.getpid()} on {platform.node()} since {now}"
 
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
     """Holds a folder against a second driver while the block runs.
 
-    Raises `InputError` when another process holds it. The hold ends with the process, however it
-    ends.
+    Raises `InputError`, with who it is, when another process holds it. The hold ends with the
+    process, however it ends: a lock file that is left behind is nobody's.
     """
-    handle = os.open(folder, os.O_RDONLY)
-    end = time.monotonic() + PATIENCE
+    handle = _hold(folder)
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() < end:
-                    time.sleep(0.05)
-                    continue
-                raise InputError(
-                    "output folder",
-                    str(folder),
-                    "a folder that no other run is writing to",
-                    "Wait for that run, or stop it.",
-                ) from error
+        with contextlib.suppress(
+            OSError
+        ):  # a disk may be full, and the folder is held all the same
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{_itself()}\n".encode(), 0)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            (folder / LOCK).unlink()
         os.close(handle)
+
+
+def _hold(folder: Path) -> int:
+    """The lock file of a folder, open and locked."""
+    end, path = time.monotonic() + PATIENCE, folder / LOCK
+    while True:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        try:
+            handle = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise _not_held(folder, f"{path}: {error.strerror}.") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(handle), os.lstat(path)):
+                return handle
+            os.close(handle)  # its holder has just removed it
+        except BlockingIOError as error:
+            step = f"It is held by {_named(handle)}: wait for it, or stop it."
+            os.close(handle)
+            if time.monotonic() > end:
+                raise _not_held(folder, step) from error
+            time.sleep(0.05)
+        except OSError as error:
+            os.close(handle)
+            raise _not_held(folder, f"{path} cannot be locked: {error.strerror}.") from error
+
+
+def _not_held(folder: Path, step: str) -> InputError:
+    allowed = "a folder that no other run is writing to"
+    return InputError("output folder", str(folder), allowed, step)
 
 
 def check_writable(to: Path, force: bool) -> None:

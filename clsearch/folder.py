@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError, unknown
-from clsearch.files import ABOUT, atomic_write, owned, parse, program_path
+from clsearch.files import ABOUT, LOCK, atomic_write, owned, parse
 from clsearch.identity import identity
+from clsearch.messages import command
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
+from clsearch.report.parquet import read_table
 from clsearch.store import Store, read_record
 
 
@@ -59,7 +58,7 @@ def claim(out: Path, config: Config) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         writable = os.access(out, os.W_OK | os.X_OK)
-        empty = not any(out.iterdir())
+        empty = all(path.name == LOCK for path in out.iterdir())
     except OSError as error:
         step = f"{error.strerror}. Choose another --out."
         raise InputError("out", str(out), "a folder that can be written", step) from error
@@ -187,7 +186,7 @@ def read_parquet(out: Path, name: str) -> pa.Table:
     """The table `NAME.parquet` of a run. Raises `InputError` where there is none so far."""
     path = out / f"{name}.parquet"
     try:
-        return pq.read_table(path)
+        return read_table(path)
     except FileNotFoundError as error:
         raise InputError(
             "DIR",
@@ -195,10 +194,8 @@ def read_parquet(out: Path, name: str) -> pa.Table:
             f"a run with {path.name}, written when a task is finished",
             f"`{command('resume', out)}` goes on with the run.",
         ) from error
-    except (OSError, ValueError) as error:
-        raise DamagedError(
-            f"{path} cannot be read ({error}). `clsearch resume {out}` writes it again."
-        ) from error
+    except DamagedError as error:
+        raise DamagedError(f"{error}. `clsearch resume {out}` writes it again.") from error
 
 
 def records_of(out: Path) -> list[TrialRecord]:
@@ -218,9 +215,3 @@ def records_of(out: Path) -> list[TrialRecord]:
             raise DamagedError(f"trial {key} is missing from the journal of {out}. {again}")
         records.append(record)
     return records
-
-
-def command(verb: str, out: Path, *rest: str) -> str:
-    """A command of clsearch as it can be typed here: by its path, where it is not on the PATH."""
-    program = "clsearch" if shutil.which("clsearch") else program_path("clsearch")
-    return shlex.join([program, verb, str(out), *rest])

@@ -1,14 +1,19 @@
-"""What a user reads: pydantic's errors as field, value, what is allowed; lines as they are."""
+"""What a user reads: pydantic's errors as field, value, what is allowed; commands to type next,
+times, and lines as they are."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from clsearch.errors import InputError
+from clsearch.files import program_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -119,3 +124,16 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
 def say(console: Console, text: str) -> None:
     """Prints text as it is: no markup in it, no colours, lines as long as they are."""
     console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def command(verb: str, what: Path | str, *rest: str) -> str:
+    """A command of clsearch as it can be typed here: by its path, where it is not on the PATH."""
+    program = "clsearch" if shutil.which("clsearch") else program_path("clsearch")
+    return shlex.join([program, verb, str(what), *rest])
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

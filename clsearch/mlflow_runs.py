@@ -86,7 +86,8 @@ class Monitor:
 
 class SearchRuns:
     """A search in MLflow: its experiment and its runs by `clsearch.key`. Read once, then kept up to
-    date here."""
+    date here, all but what is settled: of that only the ids are kept, and a run that is asked for
+    after all is read again."""
 
     def __init__(self, uri: str, artifacts: str | None, name: str, digest: str) -> None:
         self.client = _connect(uri)
@@ -100,6 +101,7 @@ class SearchRuns:
         self.experiment: str = found.experiment_id
         self.experiment_tags: dict[str, str] = dict(found.tags)
         self.runs: dict[str, Run] = self._load()
+        self._settled: dict[str, str] = {}
 
     def _load(self) -> dict[str, Run]:
         """The runs of a search by key. Of two with one key (a request that timed out and was
@@ -118,15 +120,27 @@ class SearchRuns:
             if key in runs:
                 self.client.delete_run(run.info.run_id)
                 continue
-            data, info = run.data, run.info
-            known = dict(data.tags), dict(data.params), data.metrics
-            runs[key] = Run(info.run_id, info.status, *known, began=info.start_time)
+            runs[key] = _read(run)
         return runs
+
+    def settle(self, method: str, seed: str, task: int) -> None:
+        """Nothing more is expected of a chain's trials before a task. A long search would keep a
+        page of text of each in memory."""
+        for key, run in list(self.runs.items()):
+            tags = run.tags
+            if tags["clsearch.kind"] != "trial" or run.status == "RUNNING":
+                continue
+            chain = tags["clsearch.method"], tags["clsearch.seed"]
+            if chain == (method, seed) and int(tags["clsearch.task"]) < task:
+                self._settled[key] = self.runs.pop(key).id
 
     def run(
         self, key: str, name: str, parent: Run | None, tags: Mapping[str, str], began: int
     ) -> Run:
         """The run of a key; created where there is none. `began` is in milliseconds."""
+        if key in self._settled:
+            self.runs[key] = _read(self.client.get_run(self._settled[key]))
+            del self._settled[key]
         if key in self.runs:
             return self.runs[key]
         every = {**tags, "clsearch.search": self.digest, "clsearch.key": key}
@@ -283,6 +297,13 @@ class SearchRuns:
                 tags = self.client.get_model_version(model, str(version)).tags
                 if not (others and tags.get("clsearch.search") == self.digest):
                     self.client.delete_registered_model_alias(model, name)
+
+
+def _read(run: Any) -> Run:
+    """What is known of a run that MLflow has."""
+    data, info = run.data, run.info
+    known = dict(data.tags), dict(data.params), dict(data.metrics)
+    return Run(info.run_id, info.status, *known, began=info.start_time)
 
 
 def _connect(uri: str) -> Any:

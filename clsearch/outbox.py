@@ -27,7 +27,7 @@ from typing import Any
 from clsearch.errors import DamagedError, StoreError
 from clsearch.files import atomic_write, parse
 from clsearch.records import digest
-from clsearch.redaction import redacted
+from clsearch.redaction import redacted, secret_name
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds between attempts: doubled after each failure, up to the longest."""
@@ -46,16 +46,20 @@ FINISH = "finish"
 """The kind of entry that counts as sent before only if nothing else was sent since."""
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: Any, secret: bool = False) -> Any:
     """A JSON value: tuples as lists, numbers that are not finite as None, the rest as text, which
-    holds no secrets."""
+    holds no secrets. `secret`: it has the name of one, and no text of it is said."""
     if isinstance(value, Mapping):
-        return {str(key): jsonable(part) for key, part in value.items()}
+        return {
+            str(key): jsonable(part, secret or secret_name(str(key))) for key, part in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [jsonable(part) for part in value]
+        return [jsonable(part, secret) for part in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    return value if isinstance(value, int | None) else redacted(str(value))
+    if isinstance(value, int | None):
+        return value
+    return "…" if secret and str(value) else redacted(str(value))
 
 
 def sha256(file: Path) -> str:
@@ -150,7 +154,18 @@ class Outbox:
         return self._waiting[1] if len(self._waiting) > 1 else None
 
     def remove(self, entry: Entry) -> None:
-        """Forgets a delivered entry. Raises `OSError` when it cannot be deleted."""
+        """Forgets a delivered entry, and what was set aside of it when it was refused before.
+        Raises `OSError` when it cannot be deleted."""
+        kept = self._kept(entry)
+        kept.unlink(missing_ok=True)
+        shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
+        self._drop(entry)
+
+    def _kept(self, entry: Entry) -> Path:
+        """Where an entry goes that is refused."""
+        return self.folder / "rejected" / f"{entry.identity}.json"
+
+    def _drop(self, entry: Entry) -> None:
         with self._lock:
             entry.file.unlink(missing_ok=True)
             shutil.rmtree(entry.files, ignore_errors=True)
@@ -158,13 +173,13 @@ class Outbox:
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Moves an entry to `rejected/`, with the reason. Raises `StoreError` or `OSError`."""
-        kept = self.folder / "rejected" / f"{entry.identity}.json"
+        kept = self._kept(entry)
         text = entry.file.read_text(encoding="utf-8", errors="replace")
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
         if entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
             shutil.copytree(entry.files, kept.with_suffix(".files"))
-        self.remove(entry)
+        self._drop(entry)
 
     def rejected(self) -> list[Path]:
         """The entries that were refused for good."""
@@ -174,6 +189,8 @@ class Outbox:
         """Removes the folder if nothing waits and nothing was rejected."""
         with self._lock, contextlib.suppress(OSError):
             if not self._waiting:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.folder / "rejected").rmdir()
                 self.folder.rmdir()
 
     def _sweep(self) -> None:
@@ -251,9 +268,12 @@ class Courier:
         identity = f"{kind}-{digest([plain, after])}"
         if identity in self._sent:
             return
-        with tempfile.TemporaryDirectory(prefix="clsearch-entry-") as folder:
-            sources = files(Path(folder)) if files else {}
-            self._outbox.append(identity, {**plain, "time": time.time()}, sources)
+        try:
+            with tempfile.TemporaryDirectory(prefix="clsearch-entry-") as folder:
+                sources = files(Path(folder)) if files else {}
+                self._outbox.append(identity, {**plain, "time": time.time()}, sources)
+        except OSError as error:  # of the disk for temporary files
+            raise StoreError(f"an entry for MLflow cannot be written: {error}") from error
         self._sent[identity] = None
         self.wake()
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clsearch.errors import MISSING, DamagedError, InputError
-from clsearch.folder import about, command, open_chains, read_parquet, results_of, run_config
+from clsearch.folder import about, open_chains, read_parquet, results_of, run_config
+from clsearch.messages import command, say
 from clsearch.records import TrialRecord
 from clsearch.report import write_report
 from clsearch.report.parquet import trials_of
 from clsearch.report.source import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def report(
@@ -77,3 +82,13 @@ def _trials(out: Path) -> list[TrialRecord]:
             f"trials.parquet or scan.parquet in {out} cannot be read ({error!r}). "
             f"This writes them again: {command('resume', out)}"
         ) from error
+
+
+def print_written(written: Sequence[Path], tables: bool, console: Console) -> None:
+    """Prints where a report is: its page and its figures, as `report` returns them."""
+    page, *figures = written
+    beside = "the same as Markdown, figures as PNG and SVG beside it"
+    say(console, f"{page}: all in one file, {len(figures)} figures")
+    say(console, f"{page.with_suffix('.md')}: {beside}")
+    if tables:
+        say(console, f"{page.parent / 'tables'}: the tables")

@@ -19,13 +19,13 @@ from clsearch.exports.standalone import model_of
 from clsearch.files import check_parent
 from clsearch.folder import (
     chain_of,
-    command,
     open_chains,
     open_store,
     results_of,
     run_config,
     tasks_of,
 )
+from clsearch.messages import command
 from clsearch.methods.base import ChainState
 from clsearch.records import NOT_STATED, Chain, TaskRecord, TaskResult
 from clsearch.scenarios.base import Task

@@ -26,8 +26,8 @@ from clsearch.methods.base import ChainState, Context
 from clsearch.protocols import Committed, Job, Progress, Searcher, SearchInfo, Tracker
 from clsearch.records import Chain, Selection, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.refinement import Entry, Refinement
+from clsearch.report.run_files import RunFiles
 from clsearch.report.selection_figures import write_selection_figures
-from clsearch.report.tables import write_tables
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search.plan import hyperparameters_of, pack_size, packs, trial_key
 from clsearch.selection import select
@@ -95,6 +95,8 @@ class Search:
         self.held_out = HeldOut(self.scenario, sources)
         self.shared_head = self.scenario.incremental == "domain_incremental"
         self._data: dict[int, TaskData] = {}
+        layers = [unit.name for unit in self.systems[0].backbone.unit_layers]
+        self._files = RunFiles(out, layers)
 
     def info(self) -> SearchInfo:
         """What the tracker says of the search as a whole."""
@@ -373,23 +375,4 @@ class Search:
         self.progress.selected(result)
 
     def _write(self) -> None:
-        layers = [unit.name for unit in self.systems[0].backbone.unit_layers]
-        write_results(self.out, self.found.records, self.found.results, layers)
-
-
-def write_results(
-    out: Path,
-    records: Sequence[TrialRecord],
-    results: Sequence[TaskResult],
-    layers: Sequence[str],
-) -> None:
-    """Writes the selections, the accuracy matrix and the tables of trials, scans and capacity."""
-    order = sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
-    selections = [r.to_json() for r in order]
-    atomic_write(out / "selections.json", json.dumps(selections, indent=1) + "\n")
-    matrix: dict[str, Any] = {}
-    for r in order:
-        seeds = matrix.setdefault(r.selection.method, {})
-        seeds.setdefault(str(r.selection.seed), []).append(list(r.test))
-    atomic_write(out / "accuracy_matrix.json", json.dumps(matrix, indent=1) + "\n")
-    write_tables(out, records, results, layers)
+        self._files.write(self.found.records, self.found.results)

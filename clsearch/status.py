@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from clsearch.files import in_use
-from clsearch.folder import command, open_chains, open_store, results_of, run_config
-from clsearch.messages import say
+from clsearch.files import holder
+from clsearch.folder import open_chains, open_store, results_of, run_config
+from clsearch.messages import command, say
 from clsearch.system import build_scenario
 
 
@@ -16,7 +16,7 @@ def print_status(out: Path, console: Console) -> None:
     """Prints how far a run is, and whether a driver is at work on it."""
     config = run_config(out)
     results = results_of(out)
-    at_work = in_use(out)
+    at_work = holder(out)
     tasks = len(build_scenario(config).tasks)
     stored = open_store(out, config).count("trials")
     say(console, f"{config.name} in {out}: {stored} finished trials in the journal")
@@ -37,7 +37,7 @@ def print_status(out: Path, console: Console) -> None:
                 line = f"  {ended.chain}: {ended.outcome} at task {ended.task}: {ended.reason}"
             say(console, line)
     if at_work:
-        say(console, "A run is at work on it.")
+        say(console, f"A run is at work on it: {at_work}.")
     elif not open_chains(config, results, tasks):
         say(console, "Finished.")
     else:

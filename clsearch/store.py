@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -38,6 +39,10 @@ MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 PATIENCE, LONGEST_PAUSE = 60.0, 8.0
 """Seconds an object store may be away, and between two attempts, at most."""
 
+SILENCE, TRIES = 5, 3
+"""Seconds after which a request to an object store that has no answer is given up, and how often
+its client sends it."""
+
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -49,16 +54,36 @@ def plain(name: str) -> str:
     return name
 
 
+def _opened(root: str) -> tuple[Any, str]:
+    """The file system of a root, and the path in it.
+
+    The clients of object stores try again by themselves while a server does not answer, for minutes
+    (S3's) or a quarter of an hour (Google's), and are deaf to Ctrl-C meanwhile. Here it is seconds.
+    """
+    found, base = fs.FileSystem.from_uri(root)
+    soon: dict[str, Any] = {}
+    if found.type_name == "s3":
+        tries = fs.AwsStandardS3RetryStrategy(max_attempts=TRIES)
+        soon = {"retry_strategy": tries, "request_timeout": SILENCE, "connect_timeout": SILENCE}
+    elif found.type_name == "gcs":
+        soon = {"retry_time_limit": timedelta(seconds=SILENCE)}
+    if soon:
+        _, (options,) = found.__reduce__()  # how pyarrow makes it again in another process
+        found = type(found)(**options | soon)
+    return found, base
+
+
 class Store:
     """Bundles under one root, a local path or a `scheme://` address.
 
-    A store that is not local and answers with an error is asked again for `PATIENCE` seconds.
+    A store that is not local and answers with an error, or not at all, is asked again for
+    `PATIENCE` seconds.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root
         try:
-            self.fs, self.base = fs.FileSystem.from_uri(root)
+            self.fs, self.base = _opened(root)
         except (OSError, ValueError) as error:
             raise StoreError(f"cannot open the store at {root}: {error}") from error
         self.local = isinstance(self.fs, fs.LocalFileSystem)

@@ -30,6 +30,9 @@ Shape = tuple[int, int, int]
 MAX_TRIALS = 100_000
 """Trials of one chain at one task, at most: more is a slip in the grid."""
 
+ANY_SHAPE = 3, 224, 224
+"""Images that every backbone takes, where those of the data are not known."""
+
 
 @dataclass(frozen=True)
 class TaskModel:
@@ -183,6 +186,35 @@ def check(
         systems[0].backbone.initial()  # raises for weights that do not fit
     if config.training.augment is not None:
         _check_augment(config.training.augment, systems, tasks)
+    _check_methods(config, scenario, systems)
+    for i, system in enumerate(systems):
+        other = [t for t in tasks if not t.answers.probabilities]
+        if other and system.method.needs_classes:
+            step = f"Task {other[0].number} answers with {other[0].answers.outputs_are}."
+            allowed = "a method that does without the probabilities of classes"
+            raise InputError(f"methods[{i}].name", system.config.name, allowed, step)
+        options = f"methods[{i}].options"
+        try:
+            system.method.check(tasks, config.training.epochs)
+        except InputError as error:
+            raise error.under(options) from None
+        for name, option in system.method.unlabelled.items():
+            if name not in (*unlabelled, TEST_INPUTS):
+                field = f"{options}.{option}"
+                unlabelled[name] = load_unlabelled(name, tasks[0], scenario, field)
+    return unlabelled
+
+
+def check_without_data(config: Config) -> None:
+    """Raises `InputError` for what is wrong with a config wherever its data lies: names, options,
+    combinations and grids. Reads no file."""
+    scenario = build_scenario(config)
+    systems = [build_system(config, i, ANY_SHAPE) for i in range(len(config.methods))]
+    _check_methods(config, scenario, systems)
+
+
+def _check_methods(config: Config, scenario: Scenario, systems: Sequence[System]) -> None:
+    """Raises `InputError` for methods and grids that cannot be searched on any data."""
     for i, system in enumerate(systems):
         if scenario.incremental not in system.method.scenarios:
             raise InputError(
@@ -198,21 +230,7 @@ def check(
         if tune and tune.l1 is not None and "l1" not in system.space:
             allowed = "null: no regulariser of this method has an l1"
             raise InputError(f"methods[{i}].fine_tune.l1", tune.l1, allowed)
-        other = [t for t in tasks if not t.answers.probabilities]
-        if other and system.method.needs_classes:
-            step = f"Task {other[0].number} answers with {other[0].answers.outputs_are}."
-            allowed = "a method that does without the probabilities of classes"
-            raise InputError(f"methods[{i}].name", system.config.name, allowed, step)
         _check_grid(system.config.grid, system.space, f"methods[{i}].grid")
-        options = f"methods[{i}].options"
-        try:
-            system.method.check(tasks, config.training.epochs)
-        except InputError as error:
-            raise error.under(options) from None
-        for name, option in system.method.unlabelled.items():
-            if name not in (*unlabelled, TEST_INPUTS):
-                field = f"{options}.{option}"
-                unlabelled[name] = load_unlabelled(name, tasks[0], scenario, field)
     everything = {name: hyper for system in systems for name, hyper in system.space.items()}
     _check_grid(config.search.grid, everything, "search.grid")
     for i, system in enumerate(systems):
@@ -220,7 +238,6 @@ def check(
         if count > MAX_TRIALS:
             allowed = f"grids that span at most {MAX_TRIALS} trials a task and chain"
             raise InputError(f"methods[{i}].grid", f"{count} trials", allowed)
-    return unlabelled
 
 
 def _check_augment(

@@ -18,6 +18,7 @@ from clsearch.errors import InputError
 from clsearch.mlflow_runs import refused
 from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
+from clsearch.redaction import holds_secret
 
 if TYPE_CHECKING:
     from clsearch.protocols import Committed, SearchInfo, Tracker
@@ -183,14 +184,18 @@ def scheme(uri: str) -> str:
 
 
 def _check(uri: str) -> None:
-    shown = re.sub(r"\?.*", "?…", re.sub("//.*@", "//…@", uri))
+    shown = re.sub(r"([?#]).*", r"\1…", re.sub("//.*@", "//…@", uri))
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))
     # SQLAlchemy takes any character but @ as part of a password.
     user = r"[^/]*//[^/]*@" if is_server(uri) else r"[^/]*//[^/:@]*(:[^@]*)?@"
-    if re.match(user, uri) or NAMED.search(unquote(uri.partition("?")[2])):
+    rest = unquote("".join(re.split(r"(?=[?#])", uri, maxsplit=1)[1:]))
+    if re.match(user, uri) or NAMED.search(rest[1:]) or holds_secret(rest):
         step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
         raise InputError("tracking.uri", shown, "an address without name and password", step)
+    if scheme(uri) in ("http", "https") and re.search("[?#]", uri):
+        step = "MLflow has no place for it. A token belongs into MLFLOW_TRACKING_TOKEN."
+        raise InputError("tracking.uri", shown, "an address of a server without ?… or #…", step)
     if scheme(uri) in ("http", "https") and not urlsplit(uri).hostname:
         raise InputError("tracking.uri", uri, f"an address with a host, like {HTTP}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clsearch.config import Config
-from clsearch.errors import StoreError
+from clsearch.errors import DeviceLostError, StoreError
 from clsearch.methods.base import ChainState, Context, Start
 from clsearch.models.base import Params
 from clsearch.protocols import FineTuneJob, Job
@@ -56,6 +58,11 @@ def start_on(start: Start, device: torch.device) -> Start:
 def on_device(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Named tensors on a device."""
     return {name: value.to(device) for name, value in tensors.items()}
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 @dataclass(frozen=True)
@@ -110,30 +117,64 @@ def run_pack(
 
     Members that are in the journal already (their pack's worker died after them) are yielded and
     not trained again. A member that fails ends FAILED with the reason. Where the pack as a whole
-    raises, its members are trained one by one, so that only those at fault fail. Raises
-    `StoreError` when a record cannot be written: that is no trial's fault.
+    raises, its members are trained one by one, so that only those at fault fail; where it did not
+    fit into memory, in two halves, and these in halves again. Raises `StoreError` when a record
+    cannot be written: that is no trial's fault.
     """
     finished = {key: read_record(store, key) for key in job.keys}
     yield from filter(None, finished.values())
-    left = [i for i, key in enumerate(job.keys) if finished[key] is None]
-    if not left:
+    rest = _some(job, [i for i, key in enumerate(job.keys) if finished[key] is None])
+    if not rest.keys:
         return
-    rest = replace(
-        job,
-        keys=tuple(job.keys[i] for i in left),
-        hypers=tuple(job.hypers[i] for i in left),
-    )
     try:
         yield from _members(set_up(config, rest, parts, parent, device), rest, store)
+        return
     except StoreError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a trial raises is that trial's result
-        if len(left) == 1:
+    except Exception as error:
+        if device_lost(error):
+            raise DeviceLostError(f"{type(error).__name__}: {error}") from error
+        if len(rest.keys) == 1:
             yield _failed(rest, error, store)
             return
-        for key, hyper in zip(rest.keys, rest.hypers, strict=True):
-            alone = replace(rest, keys=(key,), hypers=(hyper,))
-            yield from run_pack(config, alone, parts, parent, store, device, set_up)
+        size = math.ceil(len(rest.keys) / 2) if out_of_memory(error) else 1
+    # What the pack held hangs on its error, and is free only now.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    for i in range(0, len(rest.keys), size):
+        part = _some(rest, range(i, min(i + size, len(rest.keys))))
+        yield from run_pack(config, part, parts, parent, store, device, set_up)
+
+
+def _some(job: Job, members: Sequence[int]) -> Job:
+    """A job with some of its members."""
+    return replace(
+        job,
+        keys=tuple(job.keys[i] for i in members),
+        hypers=tuple(job.hypers[i] for i in members),
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, a GPU's or the machine's: torch's allocator on a CPU says so in words
+    alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in said or "CUDA error: out of memory" in said
+    )
+
+
+def device_lost(error: BaseException) -> bool:
+    """Whether the GPU has failed, or a kernel on it: CUDA then refuses all that the process asks
+    for from there on."""
+    if out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and "CUDA error" in str(error)
+    )
 
 
 def _members(bench: Bench, job: Job, store: Store) -> Iterator[TrialRecord]:
@@ -173,7 +214,7 @@ def _blank(job: Job, member: int) -> TrialRecord:
 
 def _failed(job: Job, error: Exception, store: Store) -> TrialRecord:
     """The record of the only member of a job, which raised."""
-    lost = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    lost = out_of_memory(error)
     reason = redacted(f"{type(error).__name__}: {error}")
     record = replace(_blank(job, 0), reason=reason, started=time.time(), lost=lost)
     write_record(store, record, None)
@@ -192,7 +233,7 @@ def _record(bench: Bench, job: Job, trained: Trained) -> tuple[TrialRecord, Trai
         free=tuple(0 for _ in layers),
         curve=tuple(trained.curve),
         epochs=len(trained.curve),
-        device=str(bench.device),
+        device=device_name(bench.device),
     )
     if trained.params is None:
         return record, None

@@ -21,7 +21,8 @@ from urllib.request import urlopen
 from rich.console import Console
 
 from clsearch.errors import ClsearchError, InputError
-from clsearch.folder import command, run_config
+from clsearch.folder import run_config
+from clsearch.messages import command
 from clsearch.notes import view_link
 from clsearch.tracking import SETTINGS, is_server, store_of
 from clsearch.views import SELECTIONS_KEY

@@ -65,14 +65,16 @@ class Driver:
         self.family.update(found)
         return found
 
-    def until(self, what: Callable[[], object], seconds: float = 120.0) -> None:
+    def until(
+        self, what: Callable[[], object], seconds: float = 300.0, pause: float = 0.05
+    ) -> None:
         """Waits until something is true of a driver that is still at work."""
         end = time.monotonic() + seconds
         while not what():
             assert self.process.poll() is None, f"it ended first\n{self.stdout}\n{self.stderr}"
             assert time.monotonic() < end, f"waited in vain\n{self.stdout}\n{self.stderr}"
             self.descendants()
-            time.sleep(0.05)
+            time.sleep(pause)
         self.descendants()
 
     def wait(self, seconds: float = 240.0) -> int:

@@ -17,8 +17,7 @@ from pathlib import Path
 import pytest
 
 
-@contextlib.contextmanager
-def server(folder: Path, port: int, store: str = "") -> Iterator[str]:
+def serving(folder: Path, port: int, store: str = "") -> subprocess.Popen[bytes]:
     """A real server of MLflow on loopback, in a process group of its own; its database is a file
     in the folder, or `store`."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
@@ -35,14 +34,20 @@ def server(folder: Path, port: int, store: str = "") -> Iterator[str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
         )
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, 15)
-            process.wait(20)
+
+
+@contextlib.contextmanager
+def server(folder: Path, port: int, store: str = "") -> Iterator[str]:
+    """The address of such a server, which ends with the block."""
+    process = serving(folder, port, store)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(20)
 
 
 def answering(port: int, seconds: float = 90) -> None:

@@ -16,7 +16,8 @@ SOURCES = {
 }
 
 ROOMS = [
-    *("redaction", "errors", "rng", "records", "space", "options", "plugins", "files", "products"),
+    *("redaction", "errors", "rng", "records", "space", "options", "plugins", "files"),
+    *("products", "signals"),
     *("messages", "axes", "config"),
     *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
@@ -28,7 +29,7 @@ ROOMS = [
     *("folder", "selected", "reselect", "evaluate", "compare"),
     *("results", "status", "reporting"),
     *("ui", "progress", "dry_run", "doctor", "catalogue"),
-    *("driver", "api", "cli", "reference", "__main__"),
+    *("driver", "api", "launch", "cli", "reference", "__main__"),
 ]
 """From the bottom up: a room imports only from rooms before it."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import environment
+from faults import registry
 
 from clsearch.data.base import Source
 from clsearch.methods.base import Method
@@ -53,6 +54,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+def test_the_page_on_reliability_names_every_fault() -> None:
+    written = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    assert not [name for name in registry() if name not in written]
 
 
 def test_the_reference_names_every_plug_in() -> None:

@@ -14,8 +14,9 @@ import pytest
 from made_up import LAYERS, Made, accounted, run, trials
 from rich.console import Console
 
+from clsearch.errors import DamagedError
 from clsearch.records import TaskResult
-from clsearch.report.parquet import trials_of, write_tables
+from clsearch.report.parquet import read_table, trials_of, write_tables
 from clsearch.report.tables import print_tables
 
 
@@ -201,6 +202,24 @@ def test_trials_of_failures_alone_come_back(tmp_path: Path) -> None:
     write_tables(tmp_path, records, [])
     tables = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("trials", "scan"))
     assert sorted(r.trial_key for r in trials_of(*tables)) == sorted(r.trial_key for r in records)
+
+
+@pytest.mark.parametrize("name", ["trials", "scan", "capacity"])
+def test_no_flipped_bit_of_a_table_is_read_as_something_else(tmp_path: Path, name: str) -> None:
+    records, results = accounted(run(["clnp"], 2))
+    write_tables(tmp_path, records, results, LAYERS)
+    path = tmp_path / f"{name}.parquet"
+    whole, sound, found = path.read_bytes(), read_table(path), 0
+    assert sound.equals(pq.read_table(path))
+    for place in [*range(0, len(whole), 11), len(whole) - 1]:
+        raw = bytearray(whole)
+        raw[place] ^= 1 << place % 8
+        path.write_bytes(raw)
+        try:
+            assert read_table(path).equals(sound), place  # a byte that nobody reads
+        except DamagedError:
+            found += 1
+    assert found > len(whole) // 11 // 2
 
 
 def test_imports_are_lazy() -> None:

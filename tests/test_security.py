@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from command import refused, write_config
@@ -86,6 +88,27 @@ def test_yaml_is_bounded_in_depth(tmp_path: Path) -> None:
             load_config(file)
 
 
+@pytest.mark.parametrize(
+    "number", ["59" + ":59" * 100_000, "59" + ":59" * 100_000 + ".5", "1" * 9999]
+)
+def test_a_number_in_yaml_is_bounded(tmp_path: Path, number: str) -> None:
+    """YAML 1.1 counts in sixties where there are colons, in quadratic time."""
+    file = tmp_path / "c.yaml"
+    file.write_text(f"seeds: [{number}]")
+    with pytest.raises(InputError, match="numbers of at most 400 characters") as caught:
+        load_config(file)
+    assert len(str(caught.value)) < 800
+
+
+def test_the_line_of_a_mistake_is_not_repeated(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    for line in (f"password: {SECRET}: {SECRET}", f'x: "{SECRET}', f"a: !!python/name:{SECRET} b"):
+        file.write_text(f"name: x\n{line}\n")
+        with pytest.raises(InputError, match=r"line \d+, column \d+") as caught:
+            load_config(file)
+        assert SECRET not in str(caught.value) or "python" in line
+
+
 @pytest.mark.parametrize("name", ["m/models/../../../x", "../data/weights/weight_0", "/models/x"])
 def test_an_archive_with_a_way_out_is_refused(tmp_path: Path, name: str) -> None:
     file = tmp_path / "m.pt2"
@@ -118,6 +141,19 @@ SECRET = "hunter2-hunter2"
         f'{{"aws_secret_access_key": "{SECRET}"}}',
         f"MLFLOW_TRACKING_TOKEN={SECRET}",
         f"Authorization: Bearer {SECRET}",
+        f"{{'Authorization': 'Token {SECRET}'}}",
+        f"{{'token': {{'value': '{SECRET}'}}}}",
+        f"{{'token': {{'values': ['a', {{'b': '{SECRET}'}}]}}}}",
+        f"{{'tokens': ['a', '{SECRET}']}}",
+        f"{{'password': 'it\\'s \"so\" {SECRET}'}}",
+        f'{{"secret": "a\\"b {SECRET}"}}',
+        f"password:\n  {SECRET}",
+        f"--password {SECRET} --other",
+        f"user:{SECRET}@host refused",
+        f"https://a.blob.core.windows.net/c?sv=1&sig={SECRET}",
+        f"AccountName=x;AccountKey={SECRET};",
+        f"passphrase = {SECRET}",
+        f"Cookie: session={SECRET}",
     ],
 )
 def test_secrets_are_taken_out(text: str) -> None:
@@ -132,8 +168,33 @@ def test_secrets_are_taken_out(text: str) -> None:
 def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     assert redacted(f"the server said {SECRET} is wrong") == "the server said … is wrong"
+    for value in ("/begins+like/a=path", 'it\'s "so" \\ or not'):
+        monkeypatch.setenv("MY_TOKEN", value)
+        for written in (value, quote(value, ""), quote_plus(value), repr(value), json.dumps(value)):
+            assert redacted(f"it said {written}.").replace('"', "").replace("'", "") == "it said …."
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/where/it/lies")
+    assert redacted("/where/it/lies: no such file") == "/where/it/lies: no such file"
     monkeypatch.setenv("MY_TOKEN", "true")  # too short to be looked for in words
     assert redacted("true words stay") == "true words stay"
+
+
+def test_what_has_the_name_of_a_secret_is_not_said() -> None:
+    given = {"password": SECRET, "a": {"tokens": [SECRET, 3], "b": "c"}, "signature": None}
+    expected = {"password": "…", "a": {"tokens": ["…", 3], "b": "c"}, "signature": None}
+    assert jsonable(given) == expected
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["token", "a://", "a:", "-", "--token ", "+", "token='", "token:{", "a@", "token=\\", ","],
+)
+def test_secrets_are_looked_for_in_linear_time(part: str) -> None:
+    text = part * (200_000 // len(part))
+    began = time.process_time()
+    redacted(text)
+    holds_secret(text)
+    assert time.process_time() - began < 20
+    assert len(str(InputError("name", text * 5, "a name"))) < 600
 
 
 @pytest.mark.parametrize(
@@ -152,6 +213,8 @@ def test_other_words_stay(text: str) -> None:
     [
         ("http://me:pw@host", True), ("http://me@host", True), ("http://host?token=x", True),
         ("s3://a:b/c@bucket", True), ("http://host:5000/a", False), ("sqlite:////a@b.db", False),
+        ("https://host/c?sv=1&sig=x", True), ("http://host/#token=x", True), ("me:pw@host", True),
+        ("http:\\\\me:pw@host", True), ("s3://b/c?AccountKey=x", True), ("s3://b/design=x", False),
     ],
 )  # fmt: skip
 def test_addresses_with_secrets_are_known(address: str, holds: bool) -> None:
@@ -164,6 +227,11 @@ def test_a_secret_in_a_config_is_not_repeated(call: Any, tmp_path: Path) -> None
             {"uri": f"http://me:{SECRET}@127.0.0.1:1"},
             {"uri": f"postgresql://h/db?password={SECRET}"},
             {"uri": {"password": SECRET}},
+            {"uri": {"token": {"value": ["a", SECRET]}}},
+            {"uri": f"postgresql://h/db?options=x#password={SECRET}"},
+            {"uri": f"me:{SECRET}@127.0.0.1:1"},
+            {"uri": f"http://127.0.0.1:1/?sig={SECRET}"},
+            {"uri": f"http://127.0.0.1:1/#token={SECRET}"},
         ]
     ):
         config = write_config(tmp_path / f"{n}.yaml", tracking=tracking)

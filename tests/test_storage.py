@@ -1,16 +1,20 @@
-"""Journal and checkpoints on an object store: a real S3 API server that fails and is slow."""
+"""Journal and checkpoints elsewhere: on real servers of S3's API, which fail, and of Google's."""
 
 from __future__ import annotations
 
+import copy
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import clsearch, environment, refused, write_config
+from command import refused, write_config
 from helpers import SerialSearcher, SilentProgress, SilentTracker
-from object_store import CREDENTIALS, ObjectStore, object_store
+from object_store import CREDENTIALS, ObjectStore, google_account, google_store, object_store
+from servers import free_port
 from test_store import record, state, trained
 
 from clsearch import store as module
@@ -38,18 +42,66 @@ def remote(server: ObjectStore, request: pytest.FixtureRequest) -> Iterator[Stor
     server.fail("ok")
 
 
-def test_bundles_come_back_from_an_object_store(remote: Store) -> None:
-    assert remote.count("trials") == 0
-    remote.check()
-    assert remote.read("trials", KEY) is None
-    write_record(remote, record(), trained())
-    write_commit(remote, "c", state(), {"accuracy": 0.1 + 0.2})
-    assert read_record(remote, KEY) == record()
-    assert read_trained(remote, KEY).params.keys() == trained().params.keys()
-    assert (read_commit(remote, "c") or (0, 0))[1] == {"accuracy": 0.1 + 0.2}
-    assert (remote.count("trials"), remote.count("commits")) == (1, 1)
-    remote.remove("trials", KEY)
-    assert remote.read("trials", KEY) is None
+@pytest.fixture(scope="module")
+def google(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    account = tmp_path_factory.mktemp("google") / "account.json"
+    google_account(account)
+    with pytest.MonkeyPatch.context() as patch, google_store() as address:
+        patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(account))
+        yield address
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_bundles_come_back_from_an_object_store(kind: str, request: pytest.FixtureRequest) -> None:
+    if kind == "s3":
+        store = Store(request.getfixturevalue("server").address("bundles"))
+    else:
+        store = Store(request.getfixturevalue("google"))
+    assert store.count("trials") == 0
+    store.check()
+    assert store.read("trials", KEY) is None
+    write_record(store, record(), trained())
+    write_commit(store, "c", state(), {"accuracy": 0.1 + 0.2})
+    assert read_record(store, KEY) == record()
+    assert read_trained(store, KEY).params.keys() == trained().params.keys()
+    assert (read_commit(store, "c") or (0, 0))[1] == {"accuracy": 0.1 + 0.2}
+    assert (store.count("trials"), store.count("commits")) == (1, 1)
+    again = copy.copy(store)  # as another process makes it
+    assert read_record(again, KEY) == record()
+    store.remove("trials", KEY)
+    assert store.read("trials", KEY) is None
+
+
+def test_a_store_that_never_answers_is_given_up(
+    server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amazon's client itself tries for 100 s, and Ctrl-C waits for it."""
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "SILENCE", 1)
+    store = Store(server.address("hung"))
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="cannot read"):
+            store.read("trials", KEY)
+        assert time.monotonic() - began < 30
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_store_that_is_gone_is_given_up(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's client itself tries for a quarter of an hour."""
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    monkeypatch.setattr(module, "SILENCE", 1)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    account = "GOOGLE_APPLICATION_CREDENTIALS"
+    monkeypatch.delenv(account, raising=False)
+    host = f"scheme=http&endpoint_override=127.0.0.1%3A{free_port()}"
+    began = time.monotonic()
+    with pytest.raises(StoreError, match="cannot write"):
+        Store(f"{kind}://runs/a?{host}").check()
+    assert time.monotonic() - began < 60
 
 
 def test_every_second_answer_may_be_an_error(server: ObjectStore, remote: Store) -> None:
@@ -101,25 +153,24 @@ def test_other_addresses_are_refused(call: Any, tmp_path: Path, address: str) ->
     assert not out.exists()
 
 
-@pytest.mark.slow
-def test_a_search_over_a_store_with_faults_selects_the_same(
-    server: ObjectStore, tmp_path: Path
+@pytest.mark.parametrize("kind", ["file", "gs"])
+def test_a_search_selects_the_same_wherever_its_journal_is(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    config = write_config(
-        tmp_path / "c.yaml", methods=[{"name": "finetune", "grid": {"lr": [0.001, 0.003]}}]
-    )
-    here, there = tmp_path / "here", tmp_path / "there"
-    loaded = resolve(load_config(config))
-    local = Search(loaded, here, open_store(here))
-    local.run(SerialSearcher(), SilentTracker(), SilentProgress())
-    given = {"env": environment(**CREDENTIALS)}
-    server.fail("error", every=20)
-    address = server.address("search")
-    done = clsearch("run", config, "--out", there, "--storage", address, **given)
-    server.fail("ok")
-    assert (done.returncode, done.stderr) == (0, "")
-    for name in ("selections.json", "accuracy_matrix.json"):
-        assert (here / name).read_bytes() == (there / name).read_bytes()
-    assert not (there / "checkpoints" / "trials").exists()
-    assert CREDENTIALS["AWS_SECRET_ACCESS_KEY"] not in (there / "config.yaml").read_text()
-    assert "4 finished trials" in clsearch("status", there, **given).stdout
+    """S3 is the same with faults: tests/fault_services.py."""
+    there = tmp_path / "journal" if kind == "file" else None
+    address = there.as_uri() if there else request.getfixturevalue("google")
+    written = {}
+    for storage in (None, address):
+        resources = {"workers": 2, **({"storage": storage} if storage else {})}
+        given = {"resources": resources, "training": {"epochs": 1, "batch_size": 64}}
+        config = resolve(load_config(write_config(tmp_path / "c.yaml", **given)))
+        out = tmp_path / ("out" if storage else "default")
+        out.mkdir()
+        search = Search(config, out, open_store(out, config))
+        search.run(SerialSearcher(), SilentTracker(), SilentProgress())
+        names = ("selections.json", "accuracy_matrix.json")
+        written[storage] = [(out / name).read_bytes() for name in names]
+        assert (out / "checkpoints" / "trials").exists() == (storage is None)
+        assert search.store.count("trials") == 8
+    assert written[None] == written[address]

@@ -21,7 +21,7 @@ from helpers import SOURCES, SerialSearcher, SilentProgress, SilentTracker, make
 from layouts import INSECTS, LAYOUTS, OPTIONS, noise, save
 
 from clsearch.config import parse_config
-from clsearch.data._cache import _new_file
+from clsearch.data._cache import new_file
 from clsearch.data._images import conform
 from clsearch.data._pixels import statistics
 from clsearch.data._stored import ImageFile, Storage, StoredImages, chunks, joined, part_of
@@ -32,7 +32,7 @@ from clsearch.folder import open_store
 from clsearch.identity import identity
 from clsearch.scenarios.base import InputTransform
 from clsearch.scenarios.unlabelled import load_unlabelled
-from clsearch.search.ray_backend import _pack_data, _unpack_data
+from clsearch.search.shipping import packed, unpacked
 from clsearch.sequence import Search
 from clsearch.system import build_scenario, resolve
 from clsearch.training.batch import DeviceData
@@ -96,15 +96,19 @@ def test_stored_images_are_those_of_the_tensor(tmp_path: Path) -> None:
 def test_a_file_that_is_lost_or_cut_says_where_it_has_to_be(tmp_path: Path) -> None:
     there = stored(tmp_path, torch.from_numpy(noise(4, 1, 2, 2)))
     path = tmp_path / "some.images"
-    assert there.checked() is there
+
+    def checked() -> StoredImages:
+        return there.placed(ImageFile.checked)
+
+    assert checked() == there
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(StoreError, match=r"it has 15 bytes.*every host"):
-        there.checked()
+    with pytest.raises(StoreError, match=r"it has 15 bytes.*Run again"):
+        checked()
     assert len(there[0:3]) == 3
     with pytest.raises(StoreError, match="ends before image 3"):
         there[0:4]
     path.unlink()
-    for read in (there.checked, lambda: there[0:1]):
+    for read in (checked, lambda: there[0:1]):
         with pytest.raises(StoreError, match=r"some\.images.*No such file"):
             read()
 
@@ -204,7 +208,7 @@ def test_a_file_that_another_run_sweeps_before_it_is_locked_is_made_again(
     def lock(stream: Any, how: int) -> None:
         if how == fcntl.LOCK_EX and not swept:
             swept.append(stream.name)
-            with _new_file(ImageFile(tmp_path / "cache" / "other.images", 1, (1, 1, 1))):
+            with new_file(ImageFile(tmp_path / "cache" / "other.images", 1, (1, 1, 1))):
                 assert not Path(stream.name).exists()
         whole_lock(stream, how)
 
@@ -331,14 +335,14 @@ def test_workers_are_sent_the_place_of_a_file_and_look_whether_it_is_there(
     cache = tmp_path / "cache"
     scenario = {**SCENARIOS["split"], "root": str(root), "cache": str(cache), "memory": 0}
     part = build_scenario(parse_config({**CONFIG, "scenario": scenario})).data(1)
-    packed = _pack_data(part)
-    assert all(isinstance(images, StoredImages) for images in packed["images"])
-    unpacked = _unpack_data(packed)
-    assert unpacked.train.digest() == part.train.digest()
-    assert unpacked.validation.digest() == part.validation.digest()
+    sent = packed(part)
+    assert all(isinstance(images, StoredImages) for images in sent["images"])
+    found = unpacked(sent)
+    assert found.train.digest() == part.train.digest()
+    assert found.validation.digest() == part.validation.digest()
     shutil.rmtree(cache)
-    with pytest.raises(StoreError, match="every host must see the folder"):
-        _unpack_data(packed)
+    with pytest.raises(StoreError, match="nothing may be deleted"):
+        unpacked(sent)
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import environment
+from command import clsearch, environment, write_config
+from servers import free_port
 
 from clsearch.errors import InputError
 from clsearch.search import local
@@ -90,6 +91,11 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
         searcher = RaySearcher(ResourcesConfig(workers=1, device="cpu"))
         try:
             assert searcher.try_out().startswith("a task ran")
+            # Ray lets everybody write to its own folder: nobody else gets as far.
+            assert stat.S_IMODE(Path(searcher._folder).stat().st_mode) == 0o700
+            sockets = [p for p in Path(searcher._folder).rglob("*") if p.is_socket()]
+            assert sockets
+            assert max(len(str(p)) for p in sockets) < 104  # the system takes no longer ones
             me = psutil.Process()
             listening = [
                 connection.laddr.ip
@@ -111,6 +117,38 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
             assert stranger.stdout == "AuthenticationError\n"
         finally:
             searcher.close()
+
+
+OPEN = """
+import sys
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 0, "gcs_server_port": int(sys.argv[1]), "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+print("up", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path: Path) -> None:
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-c", OPEN, str(port)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"),
+    ) as keeper:  # fmt: skip
+        assert keeper.stdout
+        assert keeper.stdout.readline() == "up\n"
+        ended = clsearch(
+            "run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "out",
+            "--address", f"127.0.0.1:{port}", env=environment(RAY_AUTH_TOKEN="ab" * 32),
+        )  # fmt: skip
+    assert ended.returncode == 2
+    for word in ("--address", "RAY_AUTH_MODE=disabled"):
+        assert word in ended.stderr
+    assert "ab" * 32 not in ended.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def _loopback(ip: str) -> bool:

@@ -735,6 +735,29 @@ def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
     assert run.data.tags["clsearch.selected"] == "true"
 
 
+def test_trials_before_the_task_just_selected_take_no_memory_and_are_found_again(
+    out: Path,
+) -> None:
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    for task in (1, 2):
+        tracker.trial(trial(1, task))
+        tracker.trial(trial(2, task))
+        tracker.committed(committed(2, None, task))
+    tracker.trial(trial(2, 1, duration=3.0))
+    assert tracker.close(60) == 0, tracker.problem
+    (search,) = tracker._delivery._searches.values()
+    kept = {run.tags["clsearch.task"] for run in search._runs.runs.values()}
+    again = f"{DIGEST}/ewc/0/1/{2:032x}"
+    assert again in search._runs.runs
+    gone = {key for key in search._runs.runs if key.startswith(f"{DIGEST}/ewc/0/1/")} - {again}
+    assert (gone, kept) == (set(), {"all", "1", "2"})
+    found = runs(client(out))  # asserts that no key has two runs
+    assert len(found) == 7
+    first = found["ewc · seed 0 · task 1 · lr=0.001 strength=20"]
+    assert (first.data.metrics["duration"], first.data.tags["clsearch.selected"]) == (3.0, "true")
+
+
 def test_run_created_twice_by_a_lost_answer_is_one_again(out: Path) -> None:
     tracker = MLflowTracker(out)
     tracker.start(INFO)
@@ -785,6 +808,23 @@ def test_refused_entry_is_set_aside_with_its_reason(out: Path) -> None:
     assert "exceeds the maximum length" in content["reason"]
     assert json.loads(content["entry"])["body"]["trial_key"] == f"{1:032x}"
     assert "ewc · seed 0 · task 1 · lr=0.001 strength=20" in runs(client(out))
+
+
+def test_an_entry_that_was_set_aside_and_then_taken_waits_no_more(tmp_path: Path) -> None:
+    """As of a model that a full disk refused while smaller entries got through."""
+    for full in (True, False):
+
+        def deliver(content: dict[str, Any], files: Path) -> None:
+            if full:  # noqa: B023
+                raise ValueError("no space left")
+
+        box = Outbox(tmp_path / "outbox")
+        ledger = Ledger(tmp_path / "ledger")
+        courier = outbox_module.Courier(box, ledger, deliver, lambda error: True)
+        courier.send("model", {"name": "big"}, lambda folder: {"model": Path(__file__)})
+        assert courier.close(30) == 0
+        assert len(box.rejected()) == full
+    assert not (tmp_path / "outbox").exists()
 
 
 def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
@@ -838,6 +878,9 @@ def test_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tracker.close(0) == 2
     with pytest.raises(StoreError, match="nowhere"):
         tracker.finish([tmp_path / "nowhere.svg"], {}, "FINISHED")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no folder for temporary files"))
+    with pytest.raises(StoreError, match="no folder"):
+        tracker.trial(trial(2))
 
 
 def test_wrong_input_is_named(out: Path) -> None:
@@ -861,6 +904,8 @@ def test_wrong_input_is_named(out: Path) -> None:
         ("postgresql://host/db?password=secret", "PGPASSWORD"),
         ("mssql+pyodbc:///?odbc_connect=UID%3Dme%3BPWD%3Dsecret", "a server"),
         ("postgres://me:secret@host/db", "postgresql"),
+        ("http://host:5000?sig=secret", "MLFLOW_TRACKING_TOKEN"),
+        ("https://host/mlflow/#secret", "MLFLOW_TRACKING_TOKEN"),
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_repeated(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,6 +268,52 @@ def test_keep_preserves_members_and_their_state(config: dict[str, Any]) -> None:
             for n, value in modules[member].items():
                 torch.testing.assert_close(stack[n][k], value.data, rtol=1e-5, atol=1e-6)
     assert alive == [3]
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"optimizer": "sgd"}, {"optimizer": "sgd", "momentum": 0.9}]
+)
+def test_a_member_moves_bit_for_bit_as_by_torchs_optimiser(config: dict[str, Any]) -> None:
+    rng = generator("test-training")
+    stack = {n: torch.randn(3, *s, generator=rng) for n, s in {"a": (7, 3), "b": (5,)}.items()}
+    rates = [0.1, 0.02, 0.1]
+    alone = [{n: v[k].clone().requires_grad_() for n, v in stack.items()} for k in range(3)]
+    single = [
+        torch.optim.SGD(m.values(), lr=r, momentum=config.get("momentum", 0.0), fused=True)
+        if config
+        else torch.optim.Adam(m.values(), lr=r, fused=True)
+        for m, r in zip(alone, rates, strict=True)
+    ]
+    optimizer = PackOptimizer(TrainingConfig(**config), stack, rates)
+    for _ in range(4):
+        grads = {n: torch.randn(v.shape, generator=rng) for n, v in stack.items()}
+        optimizer.step(grads)
+        for k, one in enumerate(single):
+            for n, value in alone[k].items():
+                value.grad = grads[n][k].clone()
+            one.step()
+            assert all(torch.equal(stack[n][k], value) for n, value in alone[k].items())
+
+
+def test_training_leaves_torchs_compiler_alone() -> None:
+    """It takes every worker that starts two seconds and 77 MB to import."""
+    program = """
+import sys, torch
+from test_training import learner
+from clsearch.models.cnn_narrow import CLNPNarrow, NarrowOptions
+from clsearch.training import loop
+from clsearch.training.step import Objective
+chain = learner(training={"epochs": 1, "batch_size": 24})
+start, data = chain.begin(None, 1), chain.data(1)
+system = chain.system
+objective = Objective(system.backbone, system.method, [], start, data.readout)
+stream = chain.context(1).generator
+(one,) = loop.train_pack(objective, [{"lr": 0.01}], data, chain.config.training, stream)
+assert one.params is not None
+assert CLNPNarrow(NarrowOptions(), (3, 32, 32)).numbers
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, check=True)
 
 
 def test_every_learning_rate_takes_part_nan_too() -> None:

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,42 @@ def test_trials_are_compared_in_parallel_coordinates(
     trials.wait_for_timeout(1000)  # lines are drawn on a canvas
     assert trials.locator(".parcoords [transform*=NaN]").count() == 0
     shoot(trials, screenshots / "trials.png")
+
+
+@pytest.mark.slow
+def test_it_is_for_who_looks_from_this_machine_alone(ui: Driver, address: str) -> None:
+    """Loopback alone; no page of another site reads it (Host) or writes to it (Origin)."""
+    port = int(re.findall(r":(\d+)/", address)[0])
+    ui.descendants()
+    listening = {
+        connection.laddr
+        for process in ui.family
+        if process.is_running()
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert {(a.ip, a.port) for a in listening} == {("127.0.0.1", port)}
+
+    def status(method: str, path: str, **headers: str) -> int:
+        line = HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            line.putrequest(method, f"/api/2.0/mlflow/{path}", skip_host=True)
+            body = b'{"name": "stranger"}' if method == "POST" else b""
+            given = {"Host": f"127.0.0.1:{port}", "Content-Type": "application/json", **headers}
+            for name, value in {**given, "Content-Length": str(len(body))}.items():
+                line.putheader(name, value)
+            line.endheaders(body)
+            return line.getresponse().status
+        finally:
+            line.close()
+
+    find = "experiments/get-by-name?experiment_name=digits"
+    assert status("GET", find) == 200
+    for host in ("evil.example", f"evil.example:{port}", f"127.0.0.1.evil.example:{port}"):
+        assert status("GET", find, Host=host) == 403
+    for origin in ("http://evil.example", "null"):
+        assert status("POST", "experiments/create", Origin=origin) == 403
+    assert status("GET", "experiments/get-by-name?experiment_name=stranger") == 404
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -60,11 +61,10 @@ def decoded_file(
     folder without room or that cannot be written to, `MixedSizeError`, and `ClsearchError` where
     the workers die.
     """
-    manifest = image.path.with_suffix(".json")
-    known = _known(image, manifest)
+    known = _known(image)
     if known is None:
         try:
-            with _new_file(image) as place:
+            with new_file(image) as place:
                 known = _decode_all(images, image, place, decoder)
                 accept(known)
                 digest = _sha256(place)
@@ -72,16 +72,16 @@ def decoded_file(
         except OSError as error:
             raise _unusable(image, error.strerror or str(error)) from error
         content = {"sha256": digest, "damaged": sorted(known.items())}
-        atomic_write(manifest, json.dumps(content))
+        atomic_write(image.manifest, json.dumps(content))
     accept(known)
     return known
 
 
-def _known(image: ImageFile, manifest: Path) -> dict[int, str] | None:
+def _known(image: ImageFile) -> dict[int, str] | None:
     """What is damaged of the images in a file that is there and whole; None where it is not."""
     try:
-        content = parse(manifest.read_bytes())
-        if image.path.stat().st_size != image.count * math.prod(image.shape):
+        content = parse(image.manifest.read_bytes())
+        if image.path.stat().st_size != image.size:
             return None
         if _sha256(image.path) != content["sha256"]:
             return None
@@ -96,9 +96,12 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _new_file(image: ImageFile) -> Iterator[Path]:
-    """A file of the right length under a passing name; those of runs that were killed go first."""
-    folder, size = image.path.parent, image.count * math.prod(image.shape)
+def new_file(image: ImageFile) -> Iterator[Path]:
+    """A file of the right length under a passing name; those of runs that were killed go first.
+
+    Raises `OSError` where there is no room for it.
+    """
+    folder, size = image.path.parent, image.size
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.part"):
         with contextlib.suppress(OSError), old.open("rb") as stream:
@@ -106,7 +109,7 @@ def _new_file(image: ImageFile) -> Iterator[Path]:
             old.unlink()
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise _unusable(image, f"{free / GIB:.1f} GiB are free")
+        raise OSError(errno.ENOSPC, f"{free / GIB:.1f} GiB are free, {size / GIB:.1f} are needed")
     made = False
     while not made:
         place = folder / f"{uuid.uuid4().hex}.part"
@@ -122,11 +125,10 @@ def _new_file(image: ImageFile) -> Iterator[Path]:
 
 
 def _unusable(image: ImageFile, reason: str) -> InputError:
-    size = image.count * math.prod(image.shape)
     return InputError(
         "scenario.cache",
         str(image.path.parent),
-        f"a folder that {size / GIB:.1f} GiB of decoded images can be written to",
+        f"a folder that {image.size / GIB:.1f} GiB of decoded images can be written to",
         f"The reason: {reason}. Give another `cache`, or more `memory` if the images fit into it.",
     )
 

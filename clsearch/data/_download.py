@@ -36,7 +36,7 @@ def fetch(url: str, md5: str, folder: Path, inside: str | None = None) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         target = folder / name if inside is None else folder
-        with _alone(target, folder.parent) as done, _place(folder) as place:
+        with alone(target, folder.parent) as done, _place(folder) as place:
             if done:
                 return
             file, content = Path(place, name), Path(place, "content")
@@ -63,7 +63,7 @@ def _place(folder: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 @contextlib.contextmanager
-def _alone(target: Path, folder: Path) -> Iterator[bool]:
+def alone(target: Path, folder: Path) -> Iterator[bool]:
     """Holds `folder` against other downloads into it; whether one of them has just put `target`
     in place."""
     before, waited = target.exists(), False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,14 +59,25 @@ class ImageFile:
     shape: tuple[int, int, int]
     order: Tensor | None = None
 
-    def check(self) -> None:
-        """Raises `StoreError` where the file is not there, or of another length."""
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.count * math.prod(self.shape)
+
+    @property
+    def manifest(self) -> Path:
+        """The file beside it with its SHA-256 and what is damaged, written last."""
+        return self.path.with_suffix(".json")
+
+    def checked(self) -> ImageFile:
+        """This file; raises `StoreError` where it is not there, or of another length."""
         try:
             there = self.path.stat().st_size
         except OSError as error:
             raise self._lost(error.strerror or str(error)) from error
-        if there != self.count * math.prod(self.shape):
+        if there != self.size:
             raise self._lost(f"it has {there} bytes")
+        return self
 
     def read(self, rows: Tensor) -> Tensor:
         """The images `rows` int64 `[n]`, uint8 `[n, C, H, W]`.
@@ -89,9 +100,8 @@ class ImageFile:
 
     def _lost(self, reason: str) -> StoreError:
         return StoreError(
-            f"the decoded images {self.path} cannot be read ({reason}): every host must see the"
-            " folder of decoded images (`cache` of the scenario, $CLSEARCH_CACHE) at this path,"
-            " and nothing may be deleted there during a run. Run again to have them made"
+            f"the decoded images {self.path} cannot be read ({reason}): nothing may be deleted or"
+            " changed in their folder during a run. Run again to have them made"
         )
 
 
@@ -143,12 +153,11 @@ class StoredImages:
             ),
         )
 
-    def checked(self) -> StoredImages:
-        """These images; raises `StoreError` where a file is not there, or of another length."""
-        for piece in self.pieces:
-            if isinstance(piece, ImageFile):
-                piece.check()
-        return self
+    def placed(self, place: Callable[[ImageFile], ImageFile]) -> StoredImages:
+        """These images with every file where `place` says that it is."""
+        return replace(
+            self, pieces=tuple(place(p) if isinstance(p, ImageFile) else p for p in self.pieces)
+        )
 
     def _read(self, rows: Tensor) -> Tensor:
         images = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clsearch.files import atomic_write
+from clsearch.errors import DamagedError
+from clsearch.files import atomic_write, sha256_of
 from clsearch.records import (
     Candidate,
     Round,
@@ -25,32 +27,81 @@ def write_tables(
     results: Sequence[TaskResult],
     layers: Sequence[str] = (),
 ) -> None:
-    """Writes `trials.parquet`, `scan.parquet` and `capacity.parquet`.
+    """Writes the tables of a run once; see `Tables`."""
+    Tables(out, layers).write(records, results)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a chain at a task, and what they were made from."""
+
+    made_from: tuple[Sequence[TrialRecord], Selection | None, Sequence[str], Sequence[str]]
+    trials: Any
+    points: Any
+
+
+class Tables:
+    """`trials.parquet`, `scan.parquet` and `capacity.parquet` of a run in `out`.
 
     `layers` names the unit layers in order; by default the records do. A trial's sparsity,
     threshold, accuracy and free neurons after pruning are the selector's; a fine-tuned trial has
-    them where it is the selected one.
+    them where it is the selected one. Rows that were made for an earlier write are not made again.
     """
-    ordered = sorted(records, key=lambda r: (r.task, r.method, r.seed, r.trial_key))
-    layers = layers or next((r.layers for r in ordered if r.layers), ())
-    selections = {(s.method, s.seed, s.task): s for s in (r.selection for r in results)}
-    names = sorted({name for r in ordered for name in r.hyperparameters})
-    trials = [
-        _trial_row(r, selections.get((r.method, r.seed, r.task)), names, layers) for r in ordered
-    ]
-    points = [_scan_row(r, i, layers) for r in ordered for i in range(len(r.scan))]
-    _write_parquet(out / "trials.parquet", trials, _trial_columns(names), layers)
-    _write_parquet(out / "scan.parquet", points, _SCAN_COLUMNS, layers)
-    accounts = [
-        {
-            **{name: getattr(result.selection, name) for name in ("method", "seed", "task")},
-            **layer.to_json(),
-            "transfer": result.transfer,
+
+    def __init__(self, out: Path, layers: Sequence[str] = ()) -> None:
+        self._out, self._layers = out, layers
+        self._parts: dict[tuple[int, str, int], _Part] = {}
+
+    def write(self, records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> None:
+        """Writes all of a run. Raises `StoreError` when that cannot be done."""
+        by_place: dict[tuple[int, str, int], list[TrialRecord]] = {}
+        for record in records:
+            by_place.setdefault((record.task, record.method, record.seed), []).append(record)
+        for own in by_place.values():
+            own.sort(key=lambda r: r.trial_key)
+        ordered = [record for place in sorted(by_place) for record in by_place[place]]
+        layers = self._layers or next((r.layers for r in ordered if r.layers), ())
+        names = sorted({name for r in ordered for name in r.hyperparameters})
+        selections = {
+            (s.task, s.method, s.seed): s for s in (result.selection for result in results)
         }
-        for result in sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
-        for layer in result.capacity
-    ]
-    _write_parquet(out / "capacity.parquet", accounts, _CAPACITY_COLUMNS, ())
+        parts, self._parts = self._parts, {}
+        for place in sorted(by_place):
+            source = (by_place[place], selections.get(place), names, layers)
+            known = parts.get(place)
+            same = known is not None and known.made_from == source
+            self._parts[place] = known if known and same else _part(*source)
+        made = self._parts.values()
+        _write_parquet(
+            self._out / "trials.parquet", [p.trials for p in made], _trial_columns(names), layers
+        )
+        _write_parquet(self._out / "scan.parquet", [p.points for p in made], _SCAN_COLUMNS, layers)
+        accounts = [
+            {
+                **{name: getattr(result.selection, name) for name in ("method", "seed", "task")},
+                **layer.to_json(),
+                "transfer": result.transfer,
+            }
+            for result in sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
+            for layer in result.capacity
+        ]
+        capacity = _table(accounts, _CAPACITY_COLUMNS, ())
+        _write_parquet(self._out / "capacity.parquet", [capacity], _CAPACITY_COLUMNS, ())
+
+
+def _part(
+    records: Sequence[TrialRecord],
+    selection: Selection | None,
+    names: Sequence[str],
+    layers: Sequence[str],
+) -> _Part:
+    trials = [_trial_row(r, selection, names, layers) for r in records]
+    points = [_scan_row(r, i, layers) for r in records for i in range(len(r.scan))]
+    return _Part(
+        (records, selection, names, layers),
+        _table(trials, _trial_columns(names), layers),
+        _table(points, _SCAN_COLUMNS, layers),
+    )
 
 
 _PLACE = {"method": "string", "seed": "int64", "task": "int64", "trial_key": "string"}
@@ -123,11 +174,8 @@ def _by_layer(layers: Sequence[str], values: Sequence[float]) -> dict[str, float
     return dict(zip(layers, values, strict=True))
 
 
-def _write_parquet(
-    path: Path, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], layers: Sequence[str]
-) -> None:
+def _schema(columns: Mapping[str, str], layers: Sequence[str]) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def type_of(kind: str) -> Any:
         if kind not in _BY_LAYER:
@@ -135,11 +183,54 @@ def _write_parquet(
         value = pa.type_for_alias(_BY_LAYER[kind])
         return pa.struct([(layer, value) for layer in layers]) if layers else pa.null()
 
-    schema = pa.schema((name, type_of(kind)) for name, kind in columns.items())
+    return pa.schema((name, type_of(kind)) for name, kind in columns.items())
+
+
+def _table(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], layers: Sequence[str]
+) -> Any:
+    import pyarrow as pa
+
+    schema = _schema(columns, layers)
     arrays = [pa.array([row[f.name] for row in rows], type=f.type) for f in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _write_parquet(
+    path: Path, parts: Sequence[Any], columns: Mapping[str, str], layers: Sequence[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = pa.concat_tables([*parts, _table([], columns, layers)])
+    whole = whole.replace_schema_metadata({_COLUMNS: _digest(whole.schema)})
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink, compression="zstd")
+    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
     atomic_write(path, sink.getvalue().to_pybytes())
+
+
+def read_table(path: Path) -> Any:
+    """A table that `write_tables` wrote. Raises `FileNotFoundError`, and `DamagedError` for a file
+    that is cut or changed: pages have their checksums, and the columns have one of ours."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        if (table.schema.metadata or {}).get(_COLUMNS) != _digest(table.schema):
+            raise ValueError("its columns are not those that a search writes")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DamagedError(f"{path} cannot be read ({error})") from error
+    return table.replace_schema_metadata(None)
+
+
+_COLUMNS = b"clsearch.columns"
+
+
+def _digest(schema: Any) -> bytes:
+    return sha256_of("\n".join(f"{f.name}: {f.type}" for f in schema).encode()).encode()
 
 
 def trials_of(trials: Any, scan: Any) -> list[TrialRecord]:

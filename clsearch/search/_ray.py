@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from clsearch.search import local
 
 for _name, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -19,8 +24,45 @@ for _name, _value in {
 
 import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
-from ray import tune  # noqa: E402
-from ray._private import ray_constants  # noqa: E402
+from ray._private import ray_constants, services  # noqa: E402
 from ray._private.node import Node  # noqa: E402
+from ray.util import scheduling_strategies  # noqa: E402
 
-__all__ = ["Node", "ray", "ray_constants", "raylet", "tune"]
+__all__ = [
+    "Node",
+    "authenticated",
+    "job_client",
+    "ray",
+    "ray_constants",
+    "raylet",
+    "scheduling_strategies",
+    "services",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Tune, imported when it is first asked for: a job is followed without it."""
+    if name != "tune":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ray import tune
+
+    return tune
+
+
+@contextlib.contextmanager
+def authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Ray's processes that start meanwhile, and this one from now on, use this token.
+
+    Ray remembers mode and token of the cluster that the process had before.
+    """
+    with local.environment(variables):
+        raylet.Config.initialize("")  # type: ignore[attr-defined]
+        raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
+        yield
+
+
+def job_client() -> type[Any]:
+    """Ray's client of a job server. What it imports, workers do without."""
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient  # type: ignore[no-any-return]

@@ -18,6 +18,9 @@ from clsearch.errors import InputError
 FOLDER = "clsearch-ray-"
 """What Ray's folders begin with; the number of the process that made them comes next."""
 
+RAY = "r"
+"""Ray's own folder in there: Ray lets everybody write to it, so a closed one is around it."""
+
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 """Ray's own variables: `token` or `disabled`, the token, and the file that holds it."""
 
@@ -102,9 +105,9 @@ def cluster_token(address: str) -> dict[str, str | None]:
                 path.chmod(0o600)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            step = f"{path}: {reason}. Put the token there, or into {TOKEN}. {UNPROTECTED}"
+            step = f"{path} cannot be read ({reason}). Put the token there, or into {TOKEN}."
             allowed = "a cluster whose token is known here"
-            raise InputError("address", address, allowed, step) from error
+            raise InputError("address", address, allowed, f"{step} {UNPROTECTED}") from error
     return {MODE: "token"}
 
 

@@ -141,7 +141,9 @@ CPU_PACKS = ((300, 16), (400, 8))
 narrow layers is mostly the cost of calls, which a pack shares; wider layers fill a core alone, and
 so do convolutions (`python -m benchmarks.conv_step`)."""
 
-CUDA_PACK = 32
+CUDA_PACK = 64
+"""Largest pack on a GPU, from `python -m benchmarks.pack_size --device cuda`: a step is the cost of
+its calls until then."""
 CUDA_BYTES = 4 << 30
 """Memory of a GPU for the weights, gradients, moments and activations of a pack, at most."""
 

@@ -21,16 +21,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
-from clsearch.data._stored import StoredImages
-from clsearch.data.base import Samples
 from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
 from clsearch.protocols import Job, LayerScanJob
 from clsearch.records import TrialRecord
-from clsearch.scenarios.base import Task, TaskData
+from clsearch.redaction import redacted
+from clsearch.scenarios.base import TaskData
 from clsearch.search import local
-from clsearch.search._ray import Node, ray, ray_constants, raylet, tune
+from clsearch.search._ray import Node, authenticated, ray, ray_constants, tune
 from clsearch.search.probe import probe
+from clsearch.search.shipping import packed, place_here, this_node, unpacked
+from clsearch.search.slots import slots_of
 from clsearch.store import Store
 
 RETRIES, ROUNDS = 1, 3
@@ -64,26 +65,12 @@ class RaySearcher:
                     self._start_local(resources)
                 else:
                     _join(address)
-            self._look(resources)
+            slots = slots_of(resources)
         except BaseException:
             self.close()
             raise
-
-    def _look(self, resources: ResourcesConfig) -> None:
-        """What a pack takes, and how many of them fit at a time."""
-        total = ray.cluster_resources()
-        gpus = total.get("GPU", 0.0)
-        if resources.device == "cuda" and not gpus:
-            raise InputError("resources.device", "cuda", "cpu, or auto: Ray sees no GPU here")
-        self.device = "cuda" if gpus and resources.device != "cpu" else "cpu"
-        self.bundle, self.memory = {"CPU": 1.0}, None
-        if self.device == "cuda":
-            self.bundle["GPU"] = resources.gpus
-            asked = ray.remote(num_cpus=1, num_gpus=resources.gpus)(_gpu_memory).remote()
-            self.memory = int(ray.get(asked) * resources.gpus)
-        self.workers = max(
-            1, int(min(total.get(k, 0.0) / v + 1e-9 for k, v in self.bundle.items()))
-        )
+        self.device, self.memory, self.workers = slots.device, slots.memory, slots.workers
+        self.bundle = slots.bundle
 
     def _start_local(self, resources: ResourcesConfig) -> None:
         # A folder of its own: Ray's default one belongs to whoever came first on this machine, and
@@ -91,7 +78,7 @@ class RaySearcher:
         local.sweep()
         self._folder = local.new_folder()
         try:
-            with _authenticated(local.new_token(self._folder)), _alone():
+            with authenticated(local.new_token(self._folder)), _alone():
                 ray.init(
                     address="local",
                     num_cpus=resources.workers or cores(),
@@ -99,9 +86,9 @@ class RaySearcher:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     configure_logging=True,
-                    _temp_dir=self._folder,
+                    _temp_dir=f"{self._folder}/{local.RAY}",
                 )
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        except Exception as error:  # Ray raises a bare one where the machine is too busy
             said = " ".join(str(error).split())
             raise ClsearchError(f"Ray does not start: {said}. See `clsearch doctor`.") from error
 
@@ -140,6 +127,7 @@ class RaySearcher:
             store=store,
             device=self.device,
             data=self._shared(data),
+            origin=this_node(),
         )
         tuner = tune.Tuner(
             tune.with_resources(trainable, tune.PlacementGroupFactory([self.bundle])),
@@ -174,7 +162,7 @@ class RaySearcher:
         """The tasks' data in Ray's shared memory, each put there once; references by number."""
         refs = {d: self._refs.get(d) for d in (part.digest for part in data.values())}
         self._refs = {
-            part.digest: refs[part.digest] or ray.put(_pack_data(part)) for part in data.values()
+            part.digest: refs[part.digest] or ray.put(packed(part)) for part in data.values()
         }
         return {number: self._refs[part.digest] for number, part in data.items()}
 
@@ -188,25 +176,6 @@ class RaySearcher:
         ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _gpu_memory() -> int:
-    """Bytes of the GPU that a worker is given."""
-    import torch
-
-    return int(torch.cuda.mem_get_info()[1])
-
-
-@contextlib.contextmanager
-def _authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
-    """Ray's processes that start meanwhile, and this one from now on, use this token.
-
-    Ray remembers mode and token of the cluster that the process had before.
-    """
-    with local.environment(variables):
-        raylet.Config.initialize("")  # type: ignore[attr-defined]
-        raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
-        yield
 
 
 _UNASKED = ("start_monitor", "start_log_monitor", "start_api_server")
@@ -238,7 +207,7 @@ def _join(address: str) -> None:
     try:
         if address != "auto":
             probe(address)
-        with _authenticated(local.cluster_token(address)):
+        with authenticated(local.cluster_token(address)):
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
             mode = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=60)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -282,52 +251,12 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         text = str(trial.get_error() or "")
         reason = "its worker died again and again"
         if "RayTaskError" in text:  # it lived, and raised outside of any trial
-            reason = f"its worker cannot train: {text.strip().splitlines()[-1]}"
+            reason = redacted(f"its worker cannot train: {text.strip().splitlines()[-1]}")
         self.lost |= dict.fromkeys(trial.config["job"].keys, reason)
 
     def should_stop(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Tune asks after every report: once records cannot be written, nothing goes on."""
         return self.error is not None
-
-
-PackedData = dict[str, Any]
-
-
-def _pack_data(part: TaskData) -> PackedData:
-    """A task's data as numpy arrays, which Ray shares between workers without copies; images in a
-    file stay there, and every worker reads its batches."""
-    return {
-        "task": part.task,
-        "digest": part.digest,
-        "images": [
-            i if isinstance(i, StoredImages) else i.numpy()
-            for i in (part.train.inputs, part.validation.inputs)
-        ],
-        "labels": [part.train.labels.numpy(), part.validation.labels.numpy()],
-        "numbers": [
-            None if i is None else i.numpy() for i in (part.train.image, part.validation.image)
-        ],
-    }
-
-
-def _unpack_data(packed: PackedData) -> TaskData:
-    """Tensors over Ray's shared memory: read-only, and only ever read.
-
-    Raises `StoreError` where a file of images is not on this host.
-    """
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        images = [
-            i.checked() if isinstance(i, StoredImages) else torch.from_numpy(i)
-            for i in packed["images"]
-        ]
-        labels = [torch.from_numpy(a) for a in packed["labels"]]
-        numbers = [None if a is None else torch.from_numpy(a) for a in packed["numbers"]]
-    task: Task = packed["task"]
-    train, validation = map(Samples, images, labels, numbers)
-    return TaskData(task, train, validation, packed["digest"])
 
 
 _WRITING = threading.Lock()
@@ -361,8 +290,10 @@ def _train(
     store: Store,
     device: str,
     data: dict[int, Any],
+    origin: str,
 ) -> None:
-    """The trainable: one job, every record reported as it is finished."""
+    """The trainable: one job, every record reported as it is finished. `origin`: the driver's
+    node."""
     import torch
 
     from clsearch.jobs import run_job
@@ -374,7 +305,8 @@ def _train(
     store = _WorkerStore(store.root)
     job: Job = setting["job"]
     try:
-        parts = [_unpack_data(ray.get(data[number])) for number in job.parts]
+        place = place_here(config, origin)
+        parts = [unpacked(ray.get(data[number]), place) for number in job.parts]
         parent = None
         if job.parent is not None:
             commit = read_commit(store, job.parent)

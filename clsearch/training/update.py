@@ -1,13 +1,14 @@
-"""The update of a pack: torch's own fused Adam and SGD over the members of stacked tensors.
+"""The update of a pack: torch's own fused updates over the members of stacked tensors.
 
-Its functions, not its classes: those import torch's compiler, which takes longer than all else that
-a worker does before it trains.
+The functions, not `torch.optim.Adam` and `SGD`: their constructors import torch's compiler, which
+takes every worker that starts two seconds and 77 MB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,78 +19,85 @@ from clsearch.config import TrainingConfig
 
 Stack = dict[str, Tensor]
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-"""Adam's, as its paper has them (Kingma and Ba 2015, alg. 1)."""
+ADAM: dict[str, Any] = {
+    **{"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0},
+    **{"amsgrad": False, "maximize": False, "fused": True},
+}
+SGD: dict[str, Any] = {
+    **{"weight_decay": 0.0, "dampening": 0.0, "nesterov": False, "maximize": False, "fused": True},
+}
+"""torch's defaults, and `fused`."""
 
 
-class _Group(NamedTuple):
-    """Members of one learning rate: where their tensors stand, and views of these."""
+@dataclass
+class Moments:
+    """What is remembered of one member's tensor: Adam's step and averages, or SGD's momentum."""
 
-    rate: float
-    places: list[tuple[str, int]]
-    params: list[Tensor]
-    moments: list[list[Tensor]]
-    steps: list[Tensor]
+    step: Tensor
+    first: Tensor
+    second: Tensor
+    momentum: Tensor | None = None
+
+    @classmethod
+    def of(cls, view: Tensor, adam: bool) -> Moments:
+        step = torch.zeros((), dtype=torch.float32, device=view.device)
+        like = view if adam else view.new_empty(0)
+        return cls(step, torch.zeros_like(like), torch.zeros_like(like))
 
 
 class PackOptimizer:
     """Fused Adam or SGD over stacks `[K, …]`, each member with its own learning rate.
 
-    Members are views of the stacks; those of one learning rate form one group, and a group is one
-    fused call. Every element's arithmetic is that of its own tensor, so a member moves bit for bit
-    as it would alone.
+    Members are views of the stacks; those of one learning rate are one fused call. Every element's
+    arithmetic is that of its own tensor, so a member moves bit for bit as it would alone.
     """
 
     def __init__(self, config: TrainingConfig, stack: Stack, rates: Sequence[float]) -> None:
         self.config = config
-        self.taken = 0
-        count = 2 if config.optimizer == "adam" else int(config.momentum > 0)
-        moments = [
-            {name: torch.zeros_like(value) for name, value in stack.items()} for _ in range(count)
-        ]
-        self._build(stack, moments, rates)
+        self._build(stack, rates)
+        adam = config.optimizer == "adam"
+        self.moments = {
+            name: [Moments.of(view, adam) for view in views] for name, views in self.views.items()
+        }
 
-    def _build(self, stack: Stack, moments: list[Stack], rates: Sequence[float]) -> None:
-        self.stack, self.moments, self.rates = stack, moments, list(rates)
+    def _build(self, stack: Stack, rates: Sequence[float]) -> None:
+        self.stack, self.rates = stack, list(rates)
+        self.views = {name: value.unbind(0) for name, value in stack.items()}
         alike: dict[str, list[int]] = {}
         for k, rate in enumerate(self.rates):  # by its text: NaN is not even equal to itself
             alike.setdefault(repr(rate), []).append(k)
-        self.groups = []
-        for members in alike.values():
-            places = [(name, k) for k in members for name in stack]
-            params, *own = ([part[name][k] for name, k in places] for part in (stack, *moments))
-            steps = [p.new_tensor(self.taken, dtype=torch.float32) for p in params]
-            self.groups.append(_Group(self.rates[members[0]], places, params, own, steps))
+        self.alike = list(alike.values())
 
     @torch.no_grad()
     def step(self, grads: Mapping[str, Tensor]) -> None:
         """Moves every member by its gradient, in place."""
-        for group in self.groups:
-            # contiguous, or the fused update rounds otherwise
-            found = [grads[name][k].contiguous() for name, k in group.places]
-            if self.config.optimizer == "adam":
-                first, second = group.moments
-                adam(
-                    group.params, found, first, second, [], group.steps, fused=True,
-                    amsgrad=False, beta1=BETA1, beta2=BETA2, lr=group.rate, weight_decay=0.0,
-                    eps=EPSILON, maximize=False,
-                )  # fmt: skip
-            else:
-                momentum: list[Tensor | None] = [None] * len(found)
-                momentum[:] = group.moments[0] if group.moments else momentum
-                sgd(
-                    group.params, found, momentum, fused=True, weight_decay=0.0,
-                    momentum=self.config.momentum, lr=group.rate, dampening=0.0,
-                    nesterov=False, maximize=False,
-                )  # fmt: skip
-        self.taken += 1
+        # Contiguous, or the fused update rounds otherwise.
+        parts = {name: [g.contiguous() for g in grads[name].unbind(0)] for name in self.views}
+        for members in self.alike:
+            places = [(name, k) for k in members for name in self.views]
+            params = [self.views[name][k] for name, k in places]
+            gradients = [parts[name][k] for name, k in places]
+            moments = [self.moments[name][k] for name, k in places]
+            self._move(params, gradients, moments, self.rates[members[0]])
+
+    def _move(
+        self, params: list[Tensor], grads: list[Tensor], moments: list[Moments], rate: float
+    ) -> None:
+        if self.config.optimizer == "adam":
+            first, second = [m.first for m in moments], [m.second for m in moments]
+            adam(params, grads, first, second, [], [m.step for m in moments], lr=rate, **ADAM)
+            return
+        buffers = [m.momentum for m in moments]
+        sgd(params, grads, buffers, lr=rate, momentum=self.config.momentum, **SGD)
+        for one, buffer in zip(moments, buffers, strict=True):  # made by the first step
+            one.momentum = buffer
 
     def keep(self, index: Sequence[int]) -> Stack:
         """Drops all members but those at `index`; their state goes on. Returns the new stack."""
         chosen = torch.tensor(list(index), device=next(iter(self.stack.values())).device)
-        stack, *moments = (
-            {name: value.index_select(0, chosen) for name, value in part.items()}
-            for part in (self.stack, *self.moments)
+        self._build(
+            {name: value.index_select(0, chosen) for name, value in self.stack.items()},
+            [self.rates[k] for k in index],
         )
-        self._build(stack, moments, [self.rates[k] for k in index])
+        self.moments = {name: [own[k] for k in index] for name, own in self.moments.items()}
         return self.stack

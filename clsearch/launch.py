@@ -1,0 +1,179 @@
+"""A search as a job of a cluster: launched from here, followed from anywhere."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import yaml
+from rich.console import Console
+
+from clsearch.config import Config, parse_config
+from clsearch.errors import MISSING, ClsearchError, InputError
+from clsearch.messages import command, duration, say
+
+if TYPE_CHECKING:
+    from clsearch.driver import Options
+    from clsearch.search.ray_jobs import JobServer, LaunchedJob
+
+JOB = re.compile(r"clsearch-[A-Za-z0-9][A-Za-z0-9._-]{0,63}-[0-9a-f]{6}")
+"""What the id of a launched search looks like. `./` before it makes it a folder's name."""
+
+LINES = 5
+"""The last lines of a search that its status shows."""
+
+
+def is_job(name: str, address: str | None) -> bool:
+    """Whether a command is about a launched search, not about a folder of this machine: by what
+    the name looks like alone, whatever lies here. Raises `InputError` for one without its cluster.
+    """
+    if JOB.fullmatch(name) is None:
+        return False
+    if address is None:
+        allowed = f"that of the cluster {name} was launched on; ./{name} would be a folder here"
+        raise InputError("address", MISSING, allowed)
+    return True
+
+
+def launch(config: Config, out: Path, options: Options, console: Console) -> None:
+    """Has the cluster at `options.address` search a config, and prints the job's id and how to
+    follow it.
+
+    `out`, and the folders that the config and the options name, are the cluster's. Raises
+    `InputError` before anything is submitted.
+    """
+    from clsearch.system import check_without_data
+
+    config = options.apply(config)
+    check_without_data(config)
+    scenario = config.scenario.options
+    places = {f"scenario.{name}": scenario.get(name) for name in ("root", "cache")}
+    for field, place in {"out": str(out), **places}.items():
+        if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
+            raise InputError(field, place, "an absolute path, of a folder on the cluster")
+    _submit(_server(options.address), config, str(out), console)
+
+
+def resume(name: str, options: Options, console: Console) -> None:
+    """Launches a search that has ended once more, in the same folder: it trains what is missing.
+
+    Raises `InputError` for one that is at work.
+    """
+    if options.workers is not None:
+        raise InputError("workers", options.workers, "nothing: a cluster has its own")
+    server = _server(options.address)
+    job = _known(server, name)
+    if not job.over:
+        step = f"It is at work. {_command('stop', name, server)} stops it."
+        raise InputError("JOB", name, "a search that has ended", step)
+    config = options.apply(parse_config(yaml.safe_load(job.config)))
+    _submit(server, config, job.out, console)
+
+
+def _submit(server: JobServer, config: Config, out: str, console: Console) -> None:
+    """Submits a search; prints its id, and how to follow it. Raises `InputError` where another one
+    is at work in the same folder."""
+    for job in server.jobs().values():
+        if not job.over and PurePosixPath(job.out) == PurePosixPath(out):
+            step = f"{job.id} is at work in it."
+            raise InputError("out", out, "a folder that no other search is writing to", step)
+    text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    name = f"clsearch-{config.name}-{secrets.token_hex(3)}"
+    server.submit(name, config.name, out, text)
+    say(console, name)
+    verbs = {"How far it is": "status", "What it says": "logs", "Stop it": "stop"}
+    for what, verb in verbs.items():
+        say(console, f"{what + ':':20}{_command(verb, name, server)}")
+
+
+def print_status(name: str, address: str | None, console: Console) -> None:
+    """Prints whether a launched search is at work or how it ended, and the last it said."""
+    server = _server(address)
+    job = _known(server, name)
+    say(console, f"{name}: {_state(job)}")
+    say(console, f"{job.name} in {job.out} on the cluster: {job.command}")
+    for line in _said(server.log(name))[-LINES:]:
+        say(console, f"  {line}")
+    if job.status in ("STOPPED", "FAILED"):
+        say(console, f"Go on with: {_command('resume', name, server)}")
+
+
+def print_log(name: str, address: str, follow: bool, console: Console) -> None:
+    """Prints what a launched search has said; with `follow`, goes on until it ends."""
+    server = _server(address)
+    _known(server, name)
+    parts = server.follow(name) if follow else [server.log(name)]
+    for part in parts:
+        console.out(part, end="", highlight=False)
+
+
+def stop(name: str, address: str, console: Console) -> None:
+    """Stops a launched search as Ctrl-C does, and waits for its end. Raises `ClsearchError` where
+    it does not come."""
+    from clsearch.search.ray_jobs import STOP_WITHIN
+
+    server = _server(address)
+    job = _known(server, name)
+    if job.over:
+        say(console, f"{name} is not at work: {_state(job)}")
+        return
+    server.stop(name)
+    end = time.monotonic() + STOP_WITHIN + 30
+    while not (job := _known(server, name)).over:
+        if time.monotonic() > end:
+            raise ClsearchError(f"{name} was told to stop and is still at work in {job.out}")
+        time.sleep(0.5)
+    say(console, f"{name} {_state(job)}. Finished trials are kept in {job.out}.")
+    if job.status != "SUCCEEDED":
+        say(console, f"Go on with: {_command('resume', name, server)}")
+
+
+def _server(address: str | None) -> JobServer:
+    """The job server of the cluster that the command line names. Raises `InputError`."""
+    from clsearch.search.ray_jobs import ALLOWED, JobServer
+
+    if address is None:
+        raise InputError("address", MISSING, ALLOWED)
+    return JobServer(address)
+
+
+def _known(server: JobServer, name: str) -> LaunchedJob:
+    """A launched search by its id. Raises `InputError` that lists those there are."""
+    jobs = server.jobs()
+    if name not in jobs:
+        known = ", ".join(jobs) or "none: nothing was launched on this cluster since it started"
+        raise InputError("JOB", name, f"the id of a search launched there ({known})")
+    return jobs[name]
+
+
+def _command(verb: str, name: str, server: JobServer) -> str:
+    return command(verb, name, "--address", server.address)
+
+
+ENDS: Mapping[int, str] = {2: "was refused", 130: "was interrupted", 137: "was killed"}
+"""How a search ended that did not just fail, by its exit code."""
+
+
+def _state(job: LaunchedJob) -> str:
+    """Whether a search is at work, or how it ended and when, in words."""
+    spent = duration((job.ended or time.time()) - job.started)
+    if not job.over:
+        return f"{'at work' if job.status == 'RUNNING' else 'about to start'} for {spent}"
+    if job.status == "SUCCEEDED":
+        return f"finished after {spent}"
+    if job.status == "STOPPED":
+        return f"was stopped after {spent}"
+    if job.reason:
+        return f"failed after {spent}: {job.reason}"
+    how = ENDS.get(job.code or 0, "failed")
+    return f"{how} after {spent} (exit code {job.code})"
+
+
+def _said(log: str) -> list[str]:
+    """The lines of a log that the search itself has said."""
+    _, _, own = log.partition("\nRunning entrypoint ")
+    return [line for line in own.splitlines()[1:] if line.strip()]

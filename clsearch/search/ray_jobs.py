@@ -1,0 +1,243 @@
+"""Searches as jobs of a cluster: handed to its job server, and followed there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from clsearch.errors import ClsearchError, InputError
+from clsearch.redaction import holds_secret
+from clsearch.search import local
+from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet, services
+from clsearch.search.probe import TIMEOUT, probe
+
+T = TypeVar("T")
+
+ALLOWED = "auto, HOST:PORT of a running Ray cluster, or http://HOST:PORT of its dashboard"
+TUNNEL = "`ray dashboard cluster.yaml` opens a way to it: http://127.0.0.1:8265."
+
+CONFIG = "CLSEARCH_CONFIG"
+"""The variable of a job that holds the config of its search."""
+
+LONGEST = 60_000
+"""Characters of a config that fit into the variables of a job, quotes and all."""
+
+STOP_WITHIN = 60
+"""Seconds that a search has, once it is told to stop, before Ray kills it."""
+
+ABSENT = (
+    "clsearch is not on the PATH of Ray's processes on the head. Install it there, and start Ray "
+    "by PATH=VENV/bin:$PATH ray start, as cluster.yaml does."
+)
+_NOT_FOUND = 127
+
+_FAILURES = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
+
+
+@dataclass(frozen=True)
+class LaunchedJob:
+    """A search on a cluster as its job server knows it.
+
+    `status` is PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED, `reason` why it failed where it was
+    not the search that did, `code` its exit code; times are in seconds since 1970. `config` is the
+    YAML it was launched with, `command` what runs on the head.
+    """
+
+    id: str
+    status: str
+    name: str
+    out: str
+    command: str
+    config: str
+    started: float
+    ended: float | None = None
+    code: int | None = None
+    reason: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
+
+
+class JobServer:
+    """The job server of a running cluster, asked with the cluster's token, or knowingly without.
+
+    `address` is that of its dashboard (http://HOST:PORT), or of the cluster (`auto`, HOST:PORT),
+    which says where its dashboard is. Raises `InputError` within seconds where none answers, and
+    for a cluster without a token unless the user said that it may be one.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        if holds_secret(address):
+            step = f"The token comes from the environment: {local.TOKEN}, or ~/.ray/auth_token."
+            raise InputError("address", address, "an address without secrets", step)
+        token = local.cluster_token(address)
+        self._url = address.rstrip("/")
+        if "://" not in address:
+            self._url = _dashboard(address, token)
+        elif urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
+            raise InputError("address", address, ALLOWED)
+        self._check_token()
+        # Ray's client would take the variables before the address that it is given.
+        named = dict.fromkeys(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"))
+        try:
+            with authenticated(token), local.environment(named):
+                self._client = _client()(self._url)
+        except ray.exceptions.AuthenticationError as error:
+            raise _refused(address) from error
+        except _FAILURES as error:
+            raise self._unreached(error) from error
+
+    def _unreached(self, error: Exception) -> InputError:
+        said = " ".join(str(getattr(error, "reason", None) or error).split())
+        step = f"No job server of Ray answers at {self._url} ({said}). {TUNNEL}"
+        return InputError("address", self.address, ALLOWED, step)
+
+    def _check_token(self) -> None:
+        """Asks once without the token: who answers then is a cluster that asks for none."""
+        try:
+            with urllib.request.urlopen(f"{self._url}/api/version", timeout=TIMEOUT) as answer:
+                json.loads(answer.read(10_000))["ray_version"]
+        except urllib.error.HTTPError as error:
+            if error.code != 401:
+                raise self._unreached(error) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._unreached(error) from error
+        else:
+            if not local.open_cluster():
+                step = "It was started without. " + local.UNPROTECTED
+                raise InputError("address", self.address, "a cluster that asks for a token", step)
+
+    def _ask(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except _FAILURES as error:
+            said = " ".join(str(error).split())
+            raise ClsearchError(f"the job server at {self._url} does not answer: {said}") from error
+
+    def submit(self, job: str, name: str, out: str, config: str) -> None:
+        """Has the cluster search a config, YAML, in the folder `out` of its own, as a job of this
+        id. Raises `InputError` for a config that is too long to go along."""
+        if len(json.dumps(config)) > LONGEST:
+            allowed = f"a config of at most {LONGEST} characters"
+            step = "Copy it to the head, and give it to `clsearch run` there, with --address auto."
+            raise InputError("config", f"{len(config)} characters", allowed, step)
+        told = {CONFIG: config, "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WITHIN)}
+        command = shlex.join(["clsearch", "run", "/dev/stdin", "--out", out, "--address", "auto"])
+        mode = f"{local.MODE}=disabled " if local.open_cluster() else ""
+        installed = f"command -v clsearch >/dev/null || exit {_NOT_FOUND}"
+        self._ask(
+            lambda: self._client.submit_job(
+                submission_id=job,
+                entrypoint=f"{installed}; printenv {CONFIG} | {mode}{command}",
+                entrypoint_num_cpus=0,
+                runtime_env={"env_vars": told},
+                metadata={"name": name, "out": out, "command": command},
+            )
+        )
+
+    def jobs(self) -> dict[str, LaunchedJob]:
+        """The searches that were launched on the cluster, by their ids, the latest last."""
+        found = map(_launched, self._ask(self._client.list_jobs))
+        return {job.id: job for job in sorted(filter(None, found), key=lambda job: job.started)}
+
+    def stop(self, job: str) -> None:
+        """Tells a search to stop, as Ctrl-C does."""
+        self._ask(lambda: self._client.stop_job(job))
+
+    def log(self, job: str) -> str:
+        """All that a search has said so far."""
+        return str(self._ask(lambda: self._client.get_job_logs(job)))
+
+    def follow(self, job: str) -> Iterator[str]:
+        """What a search has said, and what it says from now on, until it ends."""
+        from aiohttp import ClientError
+
+        with contextlib.closing(asyncio.new_event_loop()) as loop:
+            lines = self._client.tail_job_logs(job)
+            try:
+                while True:
+                    try:
+                        yield self._ask(lambda: loop.run_until_complete(anext(lines)))
+                    except StopAsyncIteration:
+                        return
+                    except ClientError as error:
+                        raise ClsearchError(f"the log of {job} broke off: {error}") from error
+            finally:
+                loop.run_until_complete(lines.aclose())
+
+
+def _client() -> type[Any]:
+    """Ray's client, with a time limit: by itself it waits for ever."""
+    kind = job_client()
+
+    def request(self: Any, method: str, endpoint: str, **options: Any) -> Any:
+        return kind._do_request(self, method, endpoint, timeout=TIMEOUT * 6, **options)
+
+    return type("Client", (kind,), {"_do_request": request})
+
+
+def _launched(details: Any) -> LaunchedJob | None:
+    """A job as Ray describes it; None for one that is no search of ours."""
+    about, told = details.metadata or {}, (details.runtime_env or {}).get("env_vars") or {}
+    if not details.submission_id or not {"name", "out", "command"} <= about.keys():
+        return None
+    reason = ""
+    if details.driver_exit_code == _NOT_FOUND:
+        reason = ABSENT
+    elif details.driver_exit_code is None and details.status.value == "FAILED":
+        reason = " ".join(str(details.message or "").split())
+    return LaunchedJob(
+        details.submission_id,
+        details.status.value,
+        about["name"],
+        about["out"],
+        about["command"],
+        str(told.get(CONFIG, "")),
+        (details.start_time or 0) / 1000,
+        details.end_time and details.end_time / 1000,
+        details.driver_exit_code,
+        reason,
+    )
+
+
+def _refused(address: str) -> InputError:
+    step = f"It refuses the token of {local.TOKEN} or ~/.ray/auth_token."
+    return InputError("address", address, "a cluster whose token is known here", step)
+
+
+def _dashboard(address: str, token: dict[str, str | None]) -> str:
+    """Where the dashboard of the cluster at `auto` or HOST:PORT is. Raises `InputError`."""
+    try:
+        found = address
+        if address == "auto":
+            found = services.canonicalize_bootstrap_address_or_die(address)
+        probe(found)
+        with authenticated(token):
+            client = raylet.GcsClient(address=found)  # type: ignore[attr-defined]
+            said = client.internal_kv_get(
+                ray_constants.DASHBOARD_ADDRESS.encode(),
+                ray_constants.KV_NAMESPACE_DASHBOARD,
+                timeout=TIMEOUT,
+            )
+    except ray.exceptions.AuthenticationError as error:
+        raise _refused(address) from error
+    except _FAILURES as error:
+        step = f"The reason: {' '.join(str(error).split())}"
+        if "gRPC" in step:
+            step += f". If it is the dashboard, write http://{address}."
+        raise InputError("address", address, ALLOWED, step) from error
+    if not said:
+        how = "`ray start --head --include-dashboard=true`, with ray[default] installed"
+        step = f"It has no dashboard. Start its head by {how}."
+        raise InputError("address", address, "a cluster with a job server", step)
+    return f"http://{said.decode()}"

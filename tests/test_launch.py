@@ -1,0 +1,262 @@
+"""A search launched as a job of a cluster, and followed from another shell with its token alone."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from command import Ended, clsearch, environment, journal, refused, write_config
+from servers import free_port
+
+from clsearch.config import load_config
+from clsearch.errors import InputError
+from clsearch.launch import is_job
+from clsearch.system import check_without_data
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+gcs, dashboard, agent = map(int, sys.argv[1:])
+head = {"num_cpus": 2, "gcs_server_port": gcs, "dashboard_agent_listen_port": agent}
+shown = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": dashboard}
+cluster = Cluster(initialize_head=True, head_node_args=head | shown)
+print("up", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[str, str]]:
+    """A head with a dashboard on loopback: the address of the dashboard, and its own."""
+    pytest.importorskip("aiohttp_cors", reason="the dashboard needs ray[default]")
+    ports = [free_port() for _ in range(3)]
+    with tempfile.TemporaryDirectory(prefix="clsearch-test-", dir="/tmp") as folder:
+        Path(folder, "ray").mkdir()
+        keeper = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, *map(str, ports)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=environment(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=folder, **TOKEN),
+        )  # fmt: skip
+        assert keeper.stdin
+        assert keeper.stdout
+        try:
+            assert keeper.stdout.readline() == "up\n"
+            yield f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}"
+        finally:
+            family = psutil.Process(keeper.pid).children(recursive=True)
+            keeper.stdin.close()
+            try:
+                keeper.wait(30)
+            finally:
+                for process in psutil.wait_procs(family, timeout=5)[1]:
+                    process.kill()
+                keeper.kill()
+                keeper.wait()
+
+
+def search(folder: Path) -> Path:
+    """The config of a search that can be stopped on the way."""
+    return write_config(
+        folder / "c.yaml",
+        training={"epochs": 40, "batch_size": 32},
+        methods=[{"name": "finetune", "grid": {"lr": [0.001, 0.002, 0.003]}}],
+        resources={"pack": 1},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_launched_search_is_stopped_and_resumed_from_another_shell(
+    cluster: tuple[str, str], tmp_path: Path
+) -> None:
+    """It ends with the selections of a local run; the token is in nothing that was said or kept."""
+    dashboard, gcs = cluster
+    here, elsewhere, out = tmp_path / "here", tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    shell: dict[str, Any] = {"env": environment(**TOKEN), "cwd": elsewhere}
+    config, said = search(here), []
+
+    def told(*arguments: object) -> str:
+        done = clsearch(*arguments, **shell)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        said.append(done.stdout)
+        return str(done.stdout)
+
+    launched = clsearch("launch", config, "--address", dashboard, "--out", out,
+                        env=environment(**TOKEN), cwd=here)  # fmt: skip
+    assert (launched.returncode, launched.stderr) == (0, "")
+    job = launched.stdout.splitlines()[0]
+    assert is_job(job, dashboard)
+    config.unlink()
+    end = time.monotonic() + 240
+    while not journal(out):
+        assert time.monotonic() < end, told("logs", job, "--address", dashboard)
+        time.sleep(0.1)
+    again = clsearch("launch", search(here), "--address", dashboard, "--out", out, **shell)
+    refused(Ended(again.returncode, again.stdout, again.stderr), "--out", job, "at work")
+    stopped = told("stop", job, "--address", dashboard)
+    assert "was stopped" in stopped
+    kept = journal(out)
+    assert 0 < len(kept) < 6
+    shown = told("status", job, "--address", gcs)
+    assert "was stopped" in shown
+    assert f"small in {out} on the cluster: clsearch run" in shown
+    assert "Task 1/2" in shown
+    assert "interrupted. Go on with" in shown, "Ray killed it before it could end"
+    step = re.findall(r"^Go on with: .*clsearch (.*)$", shown, re.M)[-1].split()
+    assert step == ["resume", job, "--address", gcs]
+    second = told(*step).splitlines()[0]
+    assert second != job
+    assert "Nothing was trained" not in told("logs", second, "--address", dashboard, "--follow")
+    assert "finished after" in told("status", second, "--address", dashboard)
+    assert kept.items() <= journal(out).items(), "a finished trial was trained again"
+    assert TOKEN["RAY_AUTH_TOKEN"] not in "".join(said)
+    local = tmp_path / "local"
+    assert clsearch("run", search(here), "--out", local, "--workers", "2").returncode == 0
+    assert (out / "selections.json").read_bytes() == (local / "selections.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_what_a_cluster_refuses(
+    cluster: tuple[str, str], call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dashboard, gcs = cluster
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    refused(call("status", "clsearch-x-000000", "--address", gcs), "JOB", "clsearch-x-000000")
+    refused(call("stop", "somewhere", "--address", dashboard), "JOB", "somewhere")
+    port = dashboard.rpartition(":")[2]
+    refused(call("logs", "x", "--address", f"127.0.0.1:{port}"), f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "cd" * 32)
+    config, out = write_config(tmp_path / "c.yaml"), tmp_path / "out"
+    ended = call("launch", config, "--address", dashboard, "--out", out)
+    refused(ended, "--address", "refuses the token")
+    assert "cd" * 32 not in ended.err
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    refused(call("launch", config, "--address", dashboard, "--out", out), "RAY_AUTH_TOKEN")
+    assert not out.exists()
+
+
+DEAD = {"a refused port": "http://127.0.0.1:{port}", "one of a cluster": "127.0.0.1:{port}"}
+
+
+@pytest.mark.parametrize("what", DEAD)
+def test_a_dead_address_is_refused_at_once(
+    call: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    address = DEAD[what].format(port=free_port())
+    from clsearch.search import ray_jobs
+
+    assert ray_jobs.TIMEOUT < 10
+    began = time.monotonic()
+    refused(call("status", "clsearch-x-000000", "--address", address), "--address", address)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_a_server_that_never_answers_is_left_within_seconds(
+    call: Any, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr("clsearch.search.probe.TIMEOUT", 0.5)
+    monkeypatch.setattr("clsearch.search.ray_jobs.TIMEOUT", 0.5)
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        refused(call("status", "clsearch-x-000000", "--address", address), "--address", address)
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused(
+    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import http.server
+    import threading
+
+    class Open(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Authorization"))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"ray_version": "2.60.0"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[str | None] = []
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    with http.server.HTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        config = write_config(tmp_path / "c.yaml")
+        ended = call("launch", config, "--address", address, "--out", "/shared/x")
+        server.shutdown()
+    refused(ended, "--address", "RAY_AUTH_MODE=disabled")
+    assert asked == [None], "the token was sent to who did not ask for it"
+
+
+WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "an unknown key": ({"trainning": {}}, ("trainning",)),
+    "an unknown hyperparameter": (
+        {"methods": [{"name": "finetune", "grid": {"strength": [1]}}]},
+        ("methods[0].grid.strength", "lr"),
+    ),
+    "an unknown option": ({"model": {"name": "mlp", "hiden": [3]}}, ("model.hiden",)),
+    "data beside the config": (
+        {"scenario": {"name": "permuted", "source": "digits", "root": "data"}},
+        ("scenario.root", "absolute"),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_bad_config_is_refused_before_a_cluster_is_asked(
+    call: Any, tmp_path: Path, what: str
+) -> None:
+    sections, words = WRONG[what]
+    config = write_config(tmp_path / "c.yaml", **sections)
+    refused(call("launch", config, "--address", "auto", "--out", "/shared/x"), *words)
+
+
+def test_an_output_folder_of_this_machine_is_refused(call: Any, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "c.yaml")
+    refused(call("launch", config, "--address", "auto", "--out", "runs/x"), "--out", "absolute")
+
+
+def test_a_config_is_checked_without_its_data() -> None:
+    made = {"scenario": {"name": "split", "source": "mnist", "root": "/nowhere"}}
+    for model in ("mlp", "clnp_narrow", "alexnet", "vgg16"):
+        config = {**made, "model": {"name": model}, "methods": [{"name": "clnp"}]}
+        check_without_data(load_config(config))
+
+
+def test_a_job_and_a_folder_are_told_apart_by_the_name_alone(
+    call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "clsearch-small-0a1b2c"
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    for verb in ("status", "resume"):
+        refused(call(verb, name), "--address is missing", f"./{name}")
+        refused(call(verb, f"./{name}"), "DIR", "config.yaml")
+    assert is_job(name, "auto")
+    for folder in (f"./{name}", f"runs/{name}", "clsearch-small", "small-0a1b2c", f"{name}/"):
+        assert not is_job(folder, "auto")
+    with pytest.raises(InputError, match="address"):
+        is_job(name, None)
+    refused(call("resume", name, "--address", "auto", "--workers", "2"), "--workers")
