@@ -122,6 +122,19 @@ def python(code: str) -> str:
     return done.stdout
 
 
+def test_a_search_of_digits_imports_no_more_than_it_needs() -> None:
+    """scikit-learn and torch's compiler take seconds each, in every process that imports them."""
+    python(
+        "import sys, tempfile\n"
+        "from pathlib import Path\n"
+        "sys.path.insert(0, 'tests')\n"
+        "from helpers import searched\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"
+        "    searched(Path(folder), scenario={'name': 'permuted', 'tasks': 1})\n"
+        "assert {'sklearn', 'torch._dynamo', 'matplotlib'}.isdisjoint(sys.modules)\n"
+    )
+
+
 def test_digits_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read without importing it, and through it where it keeps the file elsewhere."""
     from sklearn.datasets import load_digits
@@ -143,9 +156,6 @@ def test_torchvision_is_imported_on_first_use_only() -> None:
         "from clsearch.scenarios.base import Scenario\n"
         "discover('clsearch.data', Source); discover('clsearch.scenarios', Scenario)\n"
         "assert 'torchvision' not in sys.modules\n"
-        "from pathlib import Path\n"
-        "from clsearch.data.digits import Digits\n"
-        "Digits(Digits.Options()).load(Path('unused'), download=False)\n"
         "assert 'sklearn' not in sys.modules\n"
         "from clsearch.data._torchvision import torchvision\n"
         "assert torchvision() is torchvision() is sys.modules['torchvision']\n"

@@ -49,9 +49,8 @@ class PackOptimizer:
         ]
         self._build(stack, moments, rates)
 
-    def _build(self, stack: Stack, rates: Sequence[float]) -> None:
-        self.stack, self.rates = stack, list(rates)
-        self.views = {name: value.unbind(0) for name, value in stack.items()}
+    def _build(self, stack: Stack, moments: list[Stack], rates: Sequence[float]) -> None:
+        self.stack, self.moments, self.rates = stack, moments, list(rates)
         alike: dict[str, list[int]] = {}
         for k, rate in enumerate(self.rates):  # by its text: NaN is not even equal to itself
             alike.setdefault(repr(rate), []).append(k)
@@ -88,9 +87,9 @@ class PackOptimizer:
     def keep(self, index: Sequence[int]) -> Stack:
         """Drops all members but those at `index`; their state goes on. Returns the new stack."""
         chosen = torch.tensor(list(index), device=next(iter(self.stack.values())).device)
-        self._build(
-            {name: value.index_select(0, chosen) for name, value in self.stack.items()},
-            [self.rates[k] for k in index],
+        stack, *moments = (
+            {name: value.index_select(0, chosen) for name, value in part.items()}
+            for part in (self.stack, *self.moments)
         )
         self._build(stack, moments, [self.rates[k] for k in index])
         return self.stack
