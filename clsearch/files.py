@@ -163,8 +163,9 @@ def _hold(folder: Path) -> int:
             raise _not_held(folder, f"{path}: {error.strerror}.") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(handle), os.lstat(path)):
-                return handle
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.lstat(path)):
+                    return handle
             os.close(handle)  # its holder has just removed it
         except BlockingIOError as error:
             step = f"It is held by {_named(handle)}: wait for it, or stop it."

@@ -41,6 +41,7 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
     try:
         claim(out, config)
         with owned(out):
+            claim(out, config)  # another driver may have made it its own meanwhile
             yield
     finally:
         with contextlib.suppress(OSError):

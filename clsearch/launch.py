@@ -70,8 +70,12 @@ def resume(name: str, options: Options, console: Console) -> None:
     if not job.over:
         step = f"It is at work. {_command('stop', name, server)} stops it."
         raise InputError("JOB", name, "a search that has ended", step)
-    config = options.apply(parse_config(yaml.safe_load(job.config)))
-    _submit(server, config, job.out, console)
+    try:
+        told = dict(yaml.safe_load(job.config))
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        step = f"Its config cannot be read. Launch it again, with --out {job.out}."
+        raise InputError("JOB", name, "a search that clsearch launched", step) from error
+    _submit(server, options.apply(parse_config(told)), job.out, console)
 
 
 def _submit(server: JobServer, config: Config, out: str, console: Console) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 from urllib.error import URLError
 from urllib.parse import quote
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
 
@@ -30,6 +30,8 @@ from clsearch.views import SELECTIONS_KEY
 HOST = "127.0.0.1"
 PATIENCE, GRACE = 90.0, 10.0
 """Seconds a server may take to start, and to end before it is killed."""
+_DIRECT = build_opener(ProxyHandler({}))
+"""A way to this machine's own server that no proxy of the environment stands in."""
 
 
 def ui_command(out: Path, uri: str | None = None) -> str:
@@ -94,7 +96,7 @@ def _wait(process: subprocess.Popen[bytes], base: str, log: IO[bytes]) -> None:
     """Until the server answers. Raises `ClsearchError` when it does not."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(URLError, OSError), urlopen(f"{base}/health", timeout=5):
+        with contextlib.suppress(URLError, OSError), _DIRECT.open(f"{base}/health", timeout=5):
             return
         time.sleep(0.1)
     raise ClsearchError(f"MLflow's server did not start.{_said(log)}")
@@ -110,7 +112,7 @@ def _page(base: str, name: str) -> str:
     """The page to begin with: the selections of the experiment, in a view of their own."""
     address = f"{base}/api/2.0/mlflow/experiments/get-by-name?experiment_name={quote(name)}"
     try:
-        with urlopen(address, timeout=10) as answer:
+        with _DIRECT.open(address, timeout=10) as answer:
             number = json.load(answer)["experiment"]["experiment_id"]
     except (URLError, OSError):
         return ""

@@ -20,7 +20,7 @@ import pytest
 from command import Driver
 from fault_matrix import PATIENCE, Damage, Finished, Ground, fault, faults_config, finished
 
-from clsearch.files import LOCK
+from clsearch.files import LOCK, cores
 from clsearch.store import Store
 
 MIB, HOUR = 1 << 20, 3600
@@ -44,7 +44,7 @@ def ended_well(driver: Driver) -> None:
     """The search went on to its end as if nothing had happened, and left no process behind."""
     assert driver.wait(PATIENCE) == 0, driver.stderr
     assert driver.stderr == ""
-    assert driver.survivors() == []
+    assert driver.survivors(60) == []
 
 
 def all_complete(out: Path) -> None:
@@ -144,7 +144,7 @@ def death_of_ray(ground: Ground) -> Damage:
     driver.until(ground.finished)
     (raylet,) = [p for p in driver.descendants() if p.name() == "raylet"]
     raylet.kill()
-    assert driver.wait(120) == 1
+    assert driver.wait(PATIENCE) == 1
     said = "clsearch: the run was killed, or Ray's own processes died. Go on with: "
     assert driver.stderr.splitlines()[-1] == f"{said}clsearch resume {ground.out}"
     before = ground.finished()
@@ -163,9 +163,10 @@ def interrupted(ground: Ground, driver: Driver, number: signal.Signals) -> dict[
             process.send_signal(number)
     driver.process.send_signal(number)
     driver.process.send_signal(signal.SIGCONT)
-    assert driver.wait(60) == 130
-    assert time.monotonic() - began < 40
-    assert driver.survivors() == []
+    assert driver.wait(PATIENCE) == 130
+    crowd = max(1.0, os.getloadavg()[0] / cores())  # who else wants this machine's processors
+    assert time.monotonic() - began < 20 * crowd
+    assert driver.survivors(60) == []
     message = driver.stderr.strip().splitlines()
     assert message == [f"clsearch: interrupted. Go on with: clsearch resume {ground.out}"]
     command = shlex.split(message[0].partition("Go on with: ")[2])

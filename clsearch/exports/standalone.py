@@ -135,6 +135,7 @@ def example_of(model: StandaloneModel) -> Tensor:
 
 
 def rebuild(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StandaloneModel:
+    """The model that `describe` described, from its tensors by name."""
     architecture, info, given = metadata["architecture"], metadata["task"], metadata["input"]
     _, channels, height, width = given["shape"]
     shape = (channels, height, width)

@@ -82,7 +82,7 @@ def _stream(origin: str, path: Path) -> Iterator[bytes]:
     there = scheduling_strategies.NodeAffinitySchedulingStrategy(origin, soft=False)
     read = ray.remote(num_cpus=0, scheduling_strategy=there)(_read)
     under_way: deque[Any] = deque()
-    offset, part = 0, b""
+    offset = 0
     while True:
         while len(under_way) < AHEAD:
             under_way.append(read.remote(str(path), offset))

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from clsearch.config import ResourcesConfig
-from clsearch.errors import InputError
+from clsearch.errors import ClsearchError, InputError
 from clsearch.search._ray import ray
 
 TYPE, NODE = "accelerator_type:", "node:"
 """How Ray names what a node has beside numbers: the type of its GPUs, and its own address."""
 BIT = 0.001
+PATIENCE = 120.0
+"""Seconds that the cluster has to look at one GPU of each type."""
 """Of such a thing: what binds a task to it, and takes nothing away."""
 
 Resources = Mapping[str, float]
@@ -43,7 +45,7 @@ def slots_of(resources: ResourcesConfig, probe: Callable[[], int | str] = gpu_me
 
     The smallest GPU bounds the memory of a pack: `probe` is asked once for each type of GPU, on a
     node that has it. Raises `InputError` for a device or a type that is not there, and for a GPU
-    that torch cannot use.
+    that torch cannot use; `ClsearchError` where no GPU gets free to look at.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     with_gpu = [node for node in nodes if node.get("GPU")]
@@ -78,7 +80,15 @@ def _memories(bundle: Resources, kinds: Iterable[str], probe: Callable[[], int |
         )(probe).remote()
         for kind in sorted(kinds)
     }  # fmt: skip
-    found = dict(zip(asked, ray.get(list(asked.values())), strict=True))
+    try:
+        found = dict(zip(asked, ray.get(list(asked.values()), timeout=PATIENCE), strict=True))
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClsearchError(
+            f"no GPU of some type got free within {PATIENCE:.0f} s (asked for: "
+            f"{', '.join(kind.partition(':')[2] for kind in asked)}), and packs are sized by its "
+            "memory. Try again when the cluster is less busy, or name one type by "
+            "`resources.accelerator`."
+        ) from error
     for kind, memory in found.items():
         if isinstance(memory, str):
             step = f"Ray has a GPU ({kind.partition(':')[2]}) that torch there cannot use: {memory}"
