@@ -38,10 +38,13 @@ def _types(kind: Any) -> TypeAdapter[Any]:
 def checked(value: T) -> T:
     """The dataclass as it is; raises `ValueError` for fields of other types than they declare."""
     # As JSON, in which the strict reader takes mappings for dataclasses and lists for tuples.
-    data: Any = value
     kind: Any = type(value)
-    _types(kind).validate_json(json.dumps(dataclasses.asdict(data)), strict=True)
+    _types(kind).validate_json(json.dumps(value, default=_fields), strict=True)
     return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 @dataclass(frozen=True)

@@ -237,10 +237,14 @@ def trials_of(trials: Any, scan: Any) -> list[TrialRecord]:
     """The trials that `write_tables` wrote, from the tables of `trials.parquet` and `scan.parquet`.
 
     What these do not hold (curves, widths, free neurons before pruning) is left empty: the journal
-    has it, but reading it takes the models of all trials off the disk. Raises `KeyError`,
+    has it, but reading it takes the models of all trials off the disk. So are the scans of trials
+    below the floor, which no figure shows: most of what there is. Raises `KeyError`,
     `ValueError` or `TypeError` for other tables.
     """
-    points = _points(scan)
+    import pyarrow.compute as pc
+
+    shown = trials["trial_key"].filter(trials["pruned_accuracy"].is_valid()).combine_chunks()
+    points = _points(scan.filter(pc.is_in(scan["trial_key"], value_set=shown)))
     fields = ("status", "reason", "validation_accuracy", "drift", "epochs", "duration", "started",
               "device", "host", "pack_size")  # fmt: skip
     columns = [trials[name].to_pylist() for name in fields]
