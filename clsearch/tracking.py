@@ -190,7 +190,8 @@ def _check(uri: str) -> None:
     # SQLAlchemy takes any character but @ as part of a password.
     user = r"[^/]*//[^/]*@" if is_server(uri) else r"[^/]*//[^/:@]*(:[^@]*)?@"
     rest = unquote("".join(re.split(r"(?=[?#])", uri, maxsplit=1)[1:]))
-    if re.match(user, uri) or NAMED.search(rest[1:]) or holds_secret(rest):
+    secret = not is_server(uri) and holds_secret(rest)
+    if re.match(user, uri) or NAMED.search(rest[1:]) or secret:
         step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
         raise InputError("tracking.uri", shown, "an address without name and password", step)
     if scheme(uri) in ("http", "https") and re.search("[?#]", uri):

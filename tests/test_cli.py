@@ -27,7 +27,7 @@ from clsearch.exports.files import load_export
 
 COMMANDS = (
     *("run", "resume", "status", "select", "export", "report", "evaluate", "compare"),
-    *("ui", "doctor", "methods"),
+    *("ui", "doctor", "methods", "launch", "logs", "stop"),
 )
 
 
