@@ -253,7 +253,11 @@ def _section(data: str) -> dict[str, Any]:
         return {"name": data}
     given = read_yaml(path, "data")
     section = given.get("scenario", given) if isinstance(given, dict) else given
-    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+    if (
+        not isinstance(section, dict)
+        or not all(isinstance(key, str) for key in section)
+        or not isinstance(section.get("name"), str)
+    ):
         allowed = "a data set or a scenario: a section with its name and its options"
         raise InputError("data", data, allowed)
     return section

@@ -161,6 +161,7 @@ def test_facts_are_measured_by_average_precision(tmp_path: Path) -> None:
         (("--data", "owls"), ("--data", "'owls'", "digits", "split")),
         (("--data", "none.yaml"), ("--data", "none.yaml", "a readable YAML file")),
         (("--data", "list.yaml"), ("--data", "a section with its name")),
+        (("--data", "numbers.yaml"), ("--data", "a section with its name")),
         (("--data", "digits", "--classes", "0,7"), ("--classes", "'7'", "the model knows 0, 5, 9")),
         (("--data", "digits", "--task", "2"), ("--task", "1 to 1")),
         (("--task", "0"), ("--task", "1 to 2")),
@@ -190,7 +191,24 @@ def test_what_is_refused(
     Path("letters.yaml").write_text(yaml.safe_dump(letters))
     Path("two.yaml").write_text(yaml.safe_dump({"scenario": {"name": "permuted", "tasks": 2}}))
     Path("list.yaml").write_text("- digits")
+    Path("numbers.yaml").write_text("{name: digits, 1: 2}")
     refused(call("evaluate", model, *options), *words)
+
+
+@pytest.mark.parametrize("part", ["task", "input", "output"])
+def test_a_model_that_does_not_describe_itself_is_refused(
+    permuted: Path, tmp_path: Path, call: Any, part: str
+) -> None:
+    file = tmp_path / "m.safetensors"
+    export(permuted, "finetune", 1, file)
+    beside = file.with_name(f"{file.name}.json")
+    said = json.loads(beside.read_text())
+    said[part].pop("is" if part == "output" else list(said[part])[0 if part == "task" else 1])
+    beside.write_text(json.dumps(said))
+    ended = call("evaluate", file)
+    assert ended.code in (1, 2), ended.err
+    assert len(ended.err.splitlines()) == 1
+    assert "descri" in ended.err
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, call: Any) -> None:

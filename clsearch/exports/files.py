@@ -131,6 +131,14 @@ def write_model_files(
     np.save(folder / "example.npy", example_of(model).numpy(), allow_pickle=False)
 
 
+DESCRIBED = {
+    "task": {"number", "name", "classes"},
+    "input": {"shape", "high", "permuted"},
+    "output": {"is"},
+}
+"""What a model has to say of itself to be measured."""
+
+
 def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
     """A saved model, callable on float32 pixels `[N, C, H, W]`, and its metadata.
 
@@ -156,6 +164,11 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
     if described.get("format") != FORMAT:
         step = f"It does not describe itself as {FORMAT}."
         raise InputError("model", str(path), "a model that `clsearch export` wrote", step)
+    for part, names in DESCRIBED.items():
+        own = described.get(part)
+        if not isinstance(own, dict) or not own.keys() >= names:
+            step = f"Its description has no whole `{part}` ({', '.join(sorted(names))})."
+            raise InputError("model", str(path), "a model that `clsearch export` wrote", step)
     return answer, described
 
 
