@@ -118,7 +118,7 @@ def node(ground: Ground) -> Damage:
         return ground.damage(1, before)
 
 
-@fault(f"Network cut between driver and worker for {CUT:.0f} s")
+@fault(f"Network cut between driver and worker for {CUT:.0f} s", short=0)
 def network_cut(ground: Ground) -> Damage:
     """The worker still sees the shared folder: it is not cut off from its disk as well."""
     with cluster(ground) as made, made.search(made.head) as search:
@@ -131,7 +131,7 @@ def network_cut(ground: Ground) -> Damage:
         return ground.damage(1, before)
 
 
-@fault("The head of the cluster gone and back")
+@fault("The head of the cluster gone and back", short=0)
 def head_gone(ground: Ground) -> Damage:
     """With a driver on another host: one on the head goes with it."""
     with cluster(ground) as made:

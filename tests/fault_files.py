@@ -68,7 +68,7 @@ def damaged_manifests(ground: Ground) -> Damage:
     return damaged_trials(ground, "manifest.json")
 
 
-@fault("a parent of the next task cut short, and one with a flipped bit")
+@fault("a parent of the next task cut short, and one with a flipped bit", short=0)
 def damaged_commits(ground: Ground) -> Damage:
     ground.copy()
     before = ground.finished()

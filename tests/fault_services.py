@@ -188,7 +188,7 @@ def mlflow_full(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("disk full for MLflow's database and what waits for it")
+@fault("disk full for MLflow's database and what waits for it", short=0)
 def audit_full(ground: Ground) -> Damage:
     """The output folder's disk. The journal is elsewhere, by `--storage file:///…`."""
     store = Store((ground.folder / "journal").as_uri())
@@ -262,7 +262,7 @@ def store_away(ground: Ground) -> Damage:
         return ground.damage(1, before, after=finished(store))
 
 
-@fault("objects cut short, changed and missing")
+@fault("objects cut short, changed and missing", short=0)
 def store_damaged(ground: Ground) -> Damage:
     """Of a search that is done: two trials, a commit and its measurement. They are made again."""
     with remote(ground) as (_, store, env):
