@@ -94,7 +94,7 @@ def test_ray_up_a_search_and_ray_down(machines: list[Host], tmp_path: Path) -> N
     assert "6379" in ports
     assert ports.get("8265", "127.0.0.1") == "127.0.0.1", "the dashboard is seen from outside"
     stranger = f"clsearch-venv/bin/python -c '{STRANGER.format(address=head.address)}'"
-    assert workers[0].run(stranger, RAY_AUTH_MODE="disabled") == "AuthenticationError\n"
+    assert workers[0].run(stranger, RAY_AUTH_MODE="disabled").endswith("AuthenticationError\n")
 
     search = f"clsearch run {SHARED}/config.yaml --out {SHARED}/out --address auto"
     said = typed(desk, f"ray exec cluster.yaml '{search}'")

@@ -60,9 +60,11 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+(asked,) = json.loads(sys.stdin.read())
+
 def measure():
-    with open(sys.argv[1], "a") as asked:
-        asked.write(os.environ["GPU_TYPE"] + " ")
+    with open(asked, "a") as stream:
+        stream.write(os.environ["GPU_TYPE"] + " ")
     return int(os.environ["GPU_MEMORY"])
 
 def slots(probe=measure, **given):
@@ -71,7 +73,6 @@ def slots(probe=measure, **given):
     except InputError as error:
         return str(error)
 
-sys.argv[1:] = json.loads(sys.stdin.read())
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 cluster.connect()
 said = {"no gpu": [slots(device="cuda"), slots(accelerator="T4")]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -66,4 +67,6 @@ def job_client() -> type[Any]:
     """Ray's client of a job server. What it imports, workers do without."""
     from ray.job_submission import JobSubmissionClient
 
+    # It says on its own when a log ends.
+    logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.CRITICAL)
     return JobSubmissionClient  # type: ignore[no-any-return]

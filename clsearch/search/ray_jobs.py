@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import shlex
 import urllib.error
 import urllib.request
@@ -97,7 +96,6 @@ class JobServer:
             raise _refused(address) from error
         except _FAILURES as error:
             raise self._unreached(error) from error
-        logging.getLogger("ray.dashboard").setLevel(logging.CRITICAL)  # what it says is said here
 
     def _unreached(self, error: Exception) -> InputError:
         said = " ".join(str(getattr(error, "reason", None) or error).split())
