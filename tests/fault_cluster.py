@@ -108,7 +108,7 @@ def cluster(ground: Ground) -> Iterator[Cluster]:
         yield Cluster(ground, made)
 
 
-@fault("SIGKILL of a node of the cluster")
+@fault("SIGKILL of a node of the cluster", short=0)
 def node(ground: Ground) -> Damage:
     with cluster(ground) as made, made.search(made.head) as search:
         search.until_at_work()

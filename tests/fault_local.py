@@ -137,7 +137,7 @@ def driver_at_random_moments(ground: Ground) -> Damage:
     return Damage.total(found)
 
 
-@fault("death of Ray's own processes")
+@fault("death of Ray's own processes", short=0)
 def death_of_ray(ground: Ground) -> Damage:
     """Ray then ends this process from within, without a word to Python."""
     driver = ground.start()

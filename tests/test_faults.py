@@ -17,7 +17,7 @@ from command import write_config
 from fault_matrix import Fault, Reference, ground
 from faults import registry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TESTED = {name: fault for name, fault in registry().items() if fault.short}
 

@@ -76,7 +76,7 @@ def search(folder: Path) -> Path:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_launched_search_is_stopped_and_resumed_from_another_shell(
     cluster: tuple[str, str], tmp_path: Path

@@ -18,7 +18,7 @@ import pytest
 from command import ROOT, clsearch, journal, write_config
 from hosts import HOME, PATH, SHARED, Host, give_venv, hosts, serve_ssh
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 PATIENCE = 600.0
 """Seconds that anything may take on a machine with much else to do."""

@@ -15,7 +15,7 @@ import pytest
 from command import ROOT, clsearch, journal, write_config
 from hosts import NETWORK, PATH, SHARED, Host, hosts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 PATIENCE = 600.0
 CONF = f"""
