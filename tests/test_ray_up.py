@@ -64,8 +64,10 @@ def until(what: Callable[[], object]) -> None:
 
 
 def rays(host: Host) -> list[str]:
-    """Ray's processes on a host."""
-    return [line for line in host.processes() if "ray::" in line or "/ray/" in line]
+    """Ray's processes on a host, without the one that reads its logs: that stays after the rest, and
+    `ray up` ends it."""
+    own = (line for line in host.processes() if "ray::" in line or "/ray/" in line)
+    return [line for line in own if "log_monitor" not in line]
 
 
 def listening(host: Host) -> dict[str, str]:
