@@ -64,8 +64,8 @@ def until(what: Callable[[], object]) -> None:
 
 
 def rays(host: Host) -> list[str]:
-    """Ray's processes on a host, without the one that reads its logs: that stays when the rest ends,
-    until the next `ray up`."""
+    """Ray's processes on a host, but for the reader of its logs: that stays until the next
+    `ray up`."""
     own = (line for line in host.processes() if "ray::" in line or "/ray/" in line)
     return [line for line in own if "log_monitor" not in line]
 
