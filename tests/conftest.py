@@ -10,9 +10,11 @@ import torch
 from command import Ended
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell has what it runs in the background ignore it, and commands under test would too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    # A shell has what it runs in the background ignore the first, and `nohup` the second: commands
+    # under test would ignore them too.
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture
