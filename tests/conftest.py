@@ -10,11 +10,14 @@ import torch
 from command import Ended
 
 torch.set_num_threads(1)
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    # A shell has what it runs in the background ignore the first, and `nohup` the second: commands
-    # under test would ignore them too.
-    if signal.getsignal(number) == signal.SIG_IGN:
-        signal.signal(number, handler)
+# A shell has what it runs in the background ignore the first of these, and `nohup` the second:
+# commands under test would ignore them too.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @pytest.fixture
