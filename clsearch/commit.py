@@ -1,50 +1,33 @@
-"""From a selection to the parent of the next task: consolidate, evaluate, store."""
+"""From a selection to the parent of the next task: consolidated by a worker, then evaluated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from clsearch.config import Config
-from clsearch.errors import DamagedError
+from clsearch.consolidation import accuracies
+from clsearch.errors import ClsearchError, DamagedError, StoreError
 from clsearch.held_out import HeldOut
-from clsearch.methods.base import ChainState, Context, Start, State, Thresholds
-from clsearch.models.base import Params
+from clsearch.methods.base import ChainState
+from clsearch.protocols import ConsolidateJob, Job, Shown, Steps
 from clsearch.records import Selection, TaskResult
-from clsearch.scenarios.base import Task, TaskData
+from clsearch.scenarios.base import Task
 from clsearch.search.plan import commit_key, measurement_key
-from clsearch.store import (
-    Store,
-    TrainedModel,
-    read_commit,
-    read_measured,
-    read_trained,
-    write_commit,
-    write_measured,
-)
-from clsearch.system import System, TaskModel
-from clsearch.training.batch import DeviceData, PackData, Readout, answer
-from clsearch.training.evidence import TrainingEvidence
-from clsearch.training.step import state_of
-from clsearch.trial import context_of
+from clsearch.store import Store, read_commit, read_measured, write_measured
+from clsearch.system import System
 
 
 @dataclass(frozen=True)
 class Learned:
     """A chain at a task it has just learned.
 
-    `parts` is what it trained on, `tasks` are the tasks it has seen so far, `parent` is the state
-    it started from.
+    `tasks` are the tasks it has seen so far, `parent` is the state it started from.
     """
 
-    config: Config
     system: System
-    parts: Sequence[TaskData]
     tasks: Sequence[Task]
     parent: ChainState | None
-    shared_head: bool
     images: HeldOut
 
 
@@ -59,42 +42,53 @@ class Commit:
     test: Mapping[str, float]
 
 
-@torch.no_grad()
-def accuracy(model: TaskModel, task: Task, data: DeviceData) -> float:
-    """How good a model is at a task: see `Answers.measure`."""
-    readout, judged = Readout.of([task]), []
-    for batch in data.batches(model.backbone.evaluation_batch):
-        outputs, _ = answer(model.backbone, model.params, batch.x, readout, model.gates)
-        judged.append(readout.answers.judged(outputs, batch.y))
-    (found,) = readout.answers.measure(torch.cat(judged)[None], data.labels, data.image)
-    return found
-
-
-def commit(learned: Learned, selection: Selection, store: Store) -> Commit:
+def commit(learned: Learned, selection: Selection, job: Job, store: Store) -> Steps[Commit]:
     """The stored state of a selection and its test accuracies; each made if it is not there yet.
 
-    What is damaged is made again: a commit from its trial, a measurement from its commit. Raises
-    `DamagedError` when the selected trial itself is damaged.
+    `job` is a job of the chain at this task, without keys. What is damaged is made again: a commit
+    from its trial, a measurement from its commit. Raises `ClsearchError` where that is lost to the
+    workers: no chain goes on without it.
     """
-    method = learned.system.method
+    method, trial = learned.system.method, str(selection.trial_key)
     thresholds = selection.by_layer if method.prunes else None
-    seen = {s: learned.images.digest(s, learned.tasks[-1]) for s in method.unlabelled}
+    current = learned.tasks[-1]
+    seen = {s: learned.images.digest(s, current) for s in method.unlabelled}
     pruned_at = (selection.thresholds or selection.threshold) if method.prunes else None
-    key = commit_key(str(selection.trial_key), pruned_at, seen)
-    try:
-        known = read_commit(store, key)
-    except DamagedError:
-        store.remove("commits", key)
-        known = None
+    key = commit_key(trial, pruned_at, seen)
+    known = _known(store, key)
     if known is None:
-        trained = read_trained(store, str(selection.trial_key))
-        state = _consolidate(learned, selection.seed, trained, thresholds)
-        current = learned.tasks[-1]
-        found = _accuracies(learned, state, [current], learned.images.validation)
-        known = state, {"validation_accuracy": found[str(current.number)]}
-        write_commit(store, key, *known)
+        base: dict[str, Any] = {**vars(job), "keys": (trial,), "hypers": ({},)}
+        base |= {"commit": key, "thresholds": thresholds, "tasks": tuple(learned.tasks)}
+        lost = yield [ConsolidateJob(**base, shown=_shown(learned))]
+        if lost:
+            raise ClsearchError(f"trial {trial} was not consolidated: {lost[trial]}")
+        known = _known(store, key)
+        if known is None:
+            raise StoreError(
+                f"trial {trial} was consolidated on a worker, but its checkpoint is not in "
+                f"{store.root}: every host must see the output folder at this path"
+            )
     state, meta = known
     return Commit(key, state, meta["validation_accuracy"], _measured(learned, key, state, store))
+
+
+def _known(store: Store, key: str) -> tuple[ChainState, dict[str, float]] | None:
+    """What is stored of a commit; what is damaged is dropped."""
+    try:
+        return read_commit(store, key)
+    except DamagedError:
+        store.remove("commits", key)
+        return None
+
+
+def _shown(learned: Learned) -> Shown:
+    """What the method of a chain asks for beside the data it trains on."""
+    method, current = learned.system.method, learned.tasks[-1]
+    earlier = learned.tasks[:-1] if method.validates else ()
+    return Shown(
+        {source: learned.images.unlabelled(source, current) for source in method.unlabelled},
+        {task.number: learned.images.validation(task) for task in earlier},
+    )
 
 
 def _measured(learned: Learned, commit: str, state: ChainState, store: Store) -> dict[str, float]:
@@ -108,57 +102,9 @@ def _measured(learned: Learned, commit: str, state: ChainState, store: Store) ->
         store.remove("measurements", key)
         known = None
     if known is None:
-        known = _accuracies(learned, state, tasks, learned.images.test)
+        known = accuracies(learned.system, state, tasks, learned.images.test)
         write_measured(store, key, known)
     return known
-
-
-def _consolidate(
-    learned: Learned, seed: int, trained: TrainedModel, thresholds: Thresholds | None
-) -> ChainState:
-    """Runs the `consolidate` of the method and of the regularisers on a trial's parameters."""
-    parent, images = learned.parent, learned.images
-    context = context_of(learned.config, seed, learned.parts, learned.shared_head)
-    system, start = learned.system.begin(parent, context)
-
-    def accuracies(params: Params, state: State) -> list[float]:
-        shown = ChainState(params, state)
-        return list(_accuracies(learned, shown, learned.tasks, images.validation).values())
-
-    evidence = TrainingEvidence(
-        system.backbone,
-        start,
-        trained.params,
-        PackData.of(learned.parts, torch.device("cpu")),
-        context.task,
-        system.backbone.evaluation_batch,
-        trained.activity,
-        trained.running,
-        lambda source: images.unlabelled(source, context.task),
-        accuracies,
-    )
-    return consolidate(system, start, evidence, thresholds, context, parent)
-
-
-def consolidate(
-    system: System,
-    start: Start,
-    evidence: TrainingEvidence,
-    thresholds: Thresholds | None,
-    context: Context,
-    parent: ChainState | None,
-) -> ChainState:
-    """What a chain remembers of a task, its method's part and its regularisers'."""
-    state = system.method.consolidate(start, evidence.params, evidence, thresholds, context)
-    before = parent.regularizer_state if parent else {}
-    after = {
-        f"{regularizer.name}.{name}": value
-        for regularizer in system.regularizers
-        for name, value in regularizer.consolidate(
-            state_of(regularizer, before), evidence.neuron_importance
-        ).items()
-    }
-    return replace(state, regularizer_state=after)
 
 
 def result_of(
@@ -193,18 +139,3 @@ def stored_bytes(state: ChainState) -> int:
     """Bytes of what a chain remembers beside its parameters."""
     parts = (state.state, state.regularizer_state)
     return sum(v.numel() * v.element_size() for part in parts for v in part.values())
-
-
-def _accuracies(
-    learned: Learned,
-    state: ChainState,
-    tasks: Sequence[Task],
-    samples: Callable[[Task], DeviceData],
-) -> dict[str, float]:
-    """By task number, the accuracy of a model on every task it answers."""
-    models = [(task, learned.system.model(state, task)) for task in tasks]
-    return {
-        str(task.number): accuracy(model, task, samples(task))
-        for task, model in models
-        if model is not None
-    }

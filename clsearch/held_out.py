@@ -22,12 +22,12 @@ class HeldOut:
         self.scenario, self.sources = scenario, sources
         self._tests: dict[int, DeviceData] = {}
         self._test_digests: dict[int, str] = {}
-        self._validations: dict[int, DeviceData] = {}
+        self._validations: dict[int, Samples] = {}
 
     def test(self, task: Task) -> DeviceData:
         """The test samples of a task: opened here and nowhere else."""
         if task.number not in self._tests:
-            self._tests[task.number] = _plain(self.scenario.test(task.number), task)
+            self._tests[task.number] = DeviceData.of(self.scenario.test(task.number), task)
         return self._tests[task.number]
 
     def test_digest(self, task: Task) -> str:
@@ -37,11 +37,10 @@ class HeldOut:
             self._test_digests[task.number] = Samples(data.inputs, data.labels, data.image).digest()
         return self._test_digests[task.number]
 
-    def validation(self, task: Task) -> DeviceData:
+    def validation(self, task: Task) -> Samples:
         """The validation samples of a task."""
         if task.number not in self._validations:
-            samples = self.scenario.data(task.number).validation
-            self._validations[task.number] = _plain(samples, task)
+            self._validations[task.number] = self.scenario.data(task.number).validation
         return self._validations[task.number]
 
     def unlabelled(self, source: str, task: Task) -> Images:
@@ -56,7 +55,3 @@ class HeldOut:
         for images in chunks(self.unlabelled(source, task)):
             sha.update(images.numpy().data)
         return sha.hexdigest()
-
-
-def _plain(samples: Samples, task: Task) -> DeviceData:
-    return DeviceData(samples.inputs, samples.labels, None, task.transform, image=samples.image)

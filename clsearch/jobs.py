@@ -1,4 +1,5 @@
-"""What a worker does with a job: train a pack, prune trials layer by layer, or fine-tune one."""
+"""What a worker does with a job: train a pack, prune trials layer by layer, fine-tune one, or
+consolidate it."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from functools import partial
 import torch
 
 from clsearch.config import Config
+from clsearch.consolidation import consolidate_trial
 from clsearch.methods.base import ChainState
-from clsearch.protocols import FineTuneJob, Job, LayerScanJob
+from clsearch.protocols import ConsolidateJob, FineTuneJob, Job, LayerScanJob
 from clsearch.pruning.layers import layer_thresholds
 from clsearch.records import LayerPruning, TrialRecord
 from clsearch.scenarios.base import TaskData
@@ -28,10 +30,13 @@ def run_job(
 ) -> Iterator[TrialRecord]:
     """Does a job and yields the trials it finished; what it finds is stored when it is yielded.
 
-    Raises `StoreError` when that cannot be done, and `DamagedError` for a trial to go on from.
+    Raises `StoreError` when that cannot be done, `DamagedError` for a trial to go on from, and
+    `InputError` where options turn out not to fit the data.
     """
     if isinstance(job, LayerScanJob):
         _prune_by_layer(Bench.set_up(config, job, parts, parent, device), job, store)
+    elif isinstance(job, ConsolidateJob):
+        consolidate_trial(config, job, parts, parent, store)
     elif isinstance(job, FineTuneJob):
         set_up = partial(_fine_tuning, store)
         yield from run_pack(config, job, parts, parent, store, device, set_up)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from clsearch.config import Config
+from clsearch.data._stored import Images
+from clsearch.data.base import Samples
 from clsearch.records import Chain, TaskResult, TrialRecord
-from clsearch.scenarios.base import Scenario, TaskData
+from clsearch.scenarios.base import Scenario, Task, TaskData
 from clsearch.store import Store
 from clsearch.system import System
 
@@ -121,6 +123,31 @@ class FineTuneJob(Job):
     thresholds: Mapping[str, float]
     epochs: int
     round: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What methods ask for in `consolidate` beside the data of the task at hand, where they do:
+    images without labels, uint8 `[N, C, H, W]`, by the name of their source, and the validation
+    samples of earlier tasks, by number."""
+
+    images: Mapping[str, Images] = field(default_factory=dict)
+    validation: Mapping[int, Samples] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ConsolidateJob(Job):
+    """A selected trial, the only one of `keys`, to be made what its chain remembers; trains
+    nothing.
+
+    It is pruned at `thresholds` (by unit layer) where its method prunes. `tasks` are those the
+    chain has seen, `commit` is the key that the outcome is stored under.
+    """
+
+    commit: str
+    thresholds: Mapping[str, float] | None
+    tasks: tuple[Task, ...]
+    shown: Shown
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def report(
             raise InputError("to", MISSING, "the folder to write a report on several runs to")
         to, force = outs[0] / "report", True
     _check_target(to, force)
-    return write_report(to, runs, csv=csv, latex=latex)
+    return write_report(to, runs, outs, csv=csv, latex=latex)
 
 
 def _check_target(to: Path, force: bool) -> None:

@@ -325,26 +325,18 @@ class Search:
             if record.trial_key not in self._reported:
                 self._reuse(record)
         if entry.selection.outcome == "selected":
-            self._commit(c, task, entry)
+            yield from self._commit(c, task, entry)
         else:
             self._end(c, entry.selection)
         return entry
 
-    def _commit(self, c: _Chain, task: Task, entry: Entry) -> None:
+    def _commit(self, c: _Chain, task: Task, entry: Entry) -> Steps[None]:
         """Commits and evaluates the selection of one chain at one task."""
         selection = entry.selection
         parent = c.commit_key
         seeded_by = c.history[-1].selection.trial_key if parent else None
-        learned = Learned(
-            self.config,
-            c.system,
-            self._parts(c, task),
-            self.tasks[: task.number],
-            c.state,
-            self.shared_head,
-            self.held_out,
-        )
-        made = commit(learned, selection, self.store)
+        learned = Learned(c.system, self.tasks[: task.number], c.state, self.held_out)
+        made = yield from commit(learned, selection, entry.job, self.store)
         result = result_of(learned, made, selection, c.transfer, c.history)
         c.parent = made
         c.history.append(result)

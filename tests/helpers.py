@@ -16,8 +16,8 @@ import torch
 from layouts import LAYOUTS, OPTIONS
 from torch import Tensor
 
-from clsearch.commit import consolidate
 from clsearch.config import Config, parse_config
+from clsearch.consolidation import consolidate
 from clsearch.data._idx import IdxSource
 from clsearch.data._torchvision import torchvision
 from clsearch.data.base import RawData, Samples, Source
@@ -26,7 +26,7 @@ from clsearch.jobs import run_job
 from clsearch.methods.base import ChainState, Context, Evidence, Start
 from clsearch.models.base import Backbone, Params
 from clsearch.plugins import discover
-from clsearch.protocols import Committed, Ended, Job, SearchInfo
+from clsearch.protocols import Committed, ConsolidateJob, Ended, Job, SearchInfo
 from clsearch.pruning.activity import mean_activity
 from clsearch.records import Chain, LayerCapacity, TaskResult, TrialRecord, digest
 from clsearch.rng import generator
@@ -286,7 +286,8 @@ class SerialSearcher:
 
     def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
         """Everything that happens to a job."""
-        self.pack_sizes.append(len(job.keys))
+        if not isinstance(job, ConsolidateJob):
+            self.pack_sizes.append(len(job.keys))
         parent = None
         if job.parent is not None:
             commit = read_commit(self.store, job.parent)

@@ -21,7 +21,7 @@ ROOMS = [
     *("messages", "axes", "config"),
     *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
-    *("system", "identity", "store", "protocols", "trial", "jobs", "search"),
+    *("system", "identity", "store", "protocols", "trial", "consolidation", "jobs", "search"),
     *("held_out", "commit", "refinement"),
     *("archive", "exports"),
     *("audit", "notes", "views", "mlflow_runs", "outbox", "delivery", "tracking"),

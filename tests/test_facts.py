@@ -19,8 +19,8 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.func import grad, vmap
 
-from clsearch.commit import accuracy
 from clsearch.config import parse_config
+from clsearch.consolidation import accuracy
 from clsearch.data._facts import Fact
 from clsearch.data._words import embed, word_vectors
 from clsearch.data.base import Samples

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from clsearch.commit import consolidate
+from clsearch.consolidation import consolidate
 from clsearch.data.base import Samples
 from clsearch.errors import DepletedError, InputError
 from clsearch.exports.files import load_export, save_export

@@ -27,7 +27,7 @@ from clsearch.config import parse_config
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import open_store, records_of, results_of, write_config
 from clsearch.methods.clnp import CLNP
-from clsearch.protocols import Ended, FineTuneJob, Job, LayerScanJob
+from clsearch.protocols import ConsolidateJob, Ended, FineTuneJob, Job, LayerScanJob
 from clsearch.records import LayerPruning, Selection, TrialRecord
 from clsearch.scenarios.base import TaskData
 from clsearch.selection import SLACK, select
@@ -209,7 +209,7 @@ class Losing(SerialSearcher):
         return super().run(job, parts)
 
 
-@pytest.mark.parametrize("kind", [FineTuneJob, LayerScanJob])
+@pytest.mark.parametrize("kind", [FineTuneJob, LayerScanJob, ConsolidateJob])
 def test_lost_workers_change_no_selection(tmp_path: Path, kind: type[Job]) -> None:
     data = tuned(per_layer=True)
     with pytest.raises(ClsearchError, match="its worker died again and again"):

@@ -17,10 +17,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from clsearch.records import LayerCapacity, Round, Selection
-from clsearch.report import _LOOK
 from clsearch.report.canvas import WIDTH, fit, inches, legend, method_handles, style
 from clsearch.report.content import document
 from clsearch.report.document import Drawing
+from clsearch.report.drawing import LOOK
 from clsearch.report.source import labelled
 from clsearch.report.trial_figures import CHOSEN
 
@@ -49,7 +49,7 @@ def texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
 
 def faults(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Texts that overlap, by more than a pixel each way, or leave the figure."""
-    with rc_context(_LOOK):
+    with rc_context(LOOK):
         figure = drawing.draw()
         found = list(texts(figure, monkeypatch))
     assert figure.get_figwidth() == WIDTH
@@ -159,7 +159,7 @@ def test_figures_are_the_same_every_time() -> None:
         pictures = []
         for drawing in (one, other):
             stream = io.BytesIO()
-            with rc_context(_LOOK):
+            with rc_context(LOOK):
                 drawing.draw().savefig(stream, format="svg", metadata={"Date": None})
             pictures.append(stream.getvalue())
         assert pictures[0] == pictures[1]
@@ -207,7 +207,7 @@ def test_points_of_trials_are_pixels_in_an_svg() -> None:
     made = told(run(["ewc"], 1, seeds=2), 1)
     drawing = next(d for d in document(labelled([made])).drawings if d.name == "tradeoff_ewc")
     stream = io.BytesIO()
-    with rc_context(_LOOK):
+    with rc_context(LOOK):
         drawing.draw().savefig(stream, format="svg")
     assert b"<image" in stream.getvalue()
 

@@ -28,7 +28,7 @@ from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
 from clsearch.plugins import discover
 from clsearch.progress import ConsoleProgress
-from clsearch.protocols import Ended
+from clsearch.protocols import Ended, Job
 from clsearch.records import Chain
 from clsearch.scenarios._common import SourceScenario
 from clsearch.selected import open_selected
@@ -534,11 +534,16 @@ def test_test_data_is_opened_by_commits_alone(
 
     def commit(*args: Any) -> Any:
         nonlocal guarded
-        guarded = False
-        try:
-            return whole_commit(*args)
-        finally:
-            guarded = True
+        steps, lost = whole_commit(*args), None
+        while True:
+            guarded = False
+            try:
+                jobs = steps.send(lost)
+            except StopIteration as end:
+                return end.value
+            finally:
+                guarded = True
+            lost = yield jobs  # workers consolidate meanwhile
 
     monkeypatch.setattr(SourceScenario, "test", test)
     monkeypatch.setattr(clsearch.sequence, "commit", commit)
@@ -656,7 +661,7 @@ def test_a_pack_started_again_trains_only_what_is_missing(tmp_path: Path) -> Non
         def run(self, job: Any, parts: Any) -> Any:
             pack = replace(
                 job, keys=(first.name, *job.keys), hypers=(job.hypers[0], *job.hypers)
-            ) if job.task == 1 else job  # fmt: skip
+            ) if type(job) is Job and job.task == 1 else job  # fmt: skip
             for event in super().run(pack, parts):
                 yield Ended(job) if isinstance(event, Ended) else event
 

@@ -187,6 +187,11 @@ class Method(ABC):
         return type(self).after_step is not Method.after_step
 
     @property
+    def validates(self) -> bool:
+        """Whether `consolidate` asks for `Evidence.validation`."""
+        return False
+
+    @property
     def unlabelled(self) -> dict[str, str]:
         """The unlabelled sources that `consolidate` asks for, by name or path; for each the option
         that names it."""

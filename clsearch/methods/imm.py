@@ -83,6 +83,10 @@ class IMM(L2):
         if not all(0 < a < 1 for a in self.options.shares):
             raise InputError("shares", self.options.shares, "shares between 0 and 1")
 
+    @property
+    def validates(self) -> bool:
+        return bool(self.options.weights == "searched")
+
     def begin(self, parent: ChainState | None, context: Context) -> Start:
         if parent is None:
             return super().begin(None, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,28 +12,28 @@ from typing import TYPE_CHECKING, Any
 from clsearch.errors import StoreError
 
 if TYPE_CHECKING:
-    from clsearch.report.document import Drawing
     from clsearch.report.source import Run
 
-DPI = 150
-_LOOK: Any = {
-    "svg.hashsalt": "clsearch", "svg.fonttype": "path", "text.parse_math": False,
-    "hatch.linewidth": 0.6,
-}  # fmt: skip
-"""Pictures are the same bytes every time, and need no font where they are looked at."""
 _PAGE, _TEXT, _FIGURES, _TABLES, _NEW = "index.html", "index.md", "figures", "tables", ".new-"
 
 
 def write_report(
-    folder: Path, runs: Sequence[Run], *, csv: bool = False, latex: bool = False
+    folder: Path,
+    runs: Sequence[Run],
+    outs: Sequence[Path] = (),
+    *,
+    csv: bool = False,
+    latex: bool = False,
 ) -> list[Path]:
     """Writes `index.html`, `index.md`, `figures/` as PNG and SVG, and `tables/` where asked for.
 
-    An earlier report in the folder is replaced once everything is drawn; other files stay. Returns
-    the page and the PNG files. Raises `StoreError` when it cannot be written.
+    An earlier report in the folder is replaced once everything is drawn; other files stay. With
+    `outs`, the folders of the runs, a second process draws too. Returns the page and the PNG files.
+    Raises `StoreError` when it cannot be written.
     """
     from clsearch.report.content import document
     from clsearch.report.document import markdown
+    from clsearch.report.drawing import draw
     from clsearch.report.page import page
     from clsearch.report.source import labelled
 
@@ -46,7 +45,10 @@ def write_report(
             shutil.rmtree(half_written)
         with tempfile.TemporaryDirectory(prefix=_NEW, dir=folder) as place:
             new = Path(place)
-            images = _draw(new / _FIGURES, said.drawings)
+            figures = new / _FIGURES
+            trials = sum(len(run.records) for run in runs)
+            draw(figures, said.drawings, trials, outs)
+            images = {d.name: (figures / f"{d.name}.svg").read_bytes() for d in said.drawings}
             if csv or latex:
                 _write_tables(new / _TABLES, said.sheets, csv=csv, latex=latex)
             (new / _TEXT).write_text(markdown(said), encoding="utf-8")
@@ -64,23 +66,6 @@ def write_report(
                 above.rmdir()
         raise StoreError(f"cannot write the report {folder}: {error.strerror or error}") from error
     return [folder / _PAGE, *(folder / _FIGURES / f"{name}.png" for name in images)]
-
-
-def _draw(folder: Path, drawings: Sequence[Drawing]) -> dict[str, bytes]:
-    """Writes each figure as PNG and SVG; returns the latter by name."""
-    from matplotlib import rc_context
-
-    folder.mkdir()
-    images = {}
-    for drawing in drawings:
-        with rc_context(_LOOK):
-            figure = drawing.draw()
-            figure.savefig(folder / f"{drawing.name}.png", dpi=DPI, metadata={"Software": None})
-            picture = io.BytesIO()
-            figure.savefig(picture, format="svg", dpi=DPI, metadata={"Date": None, "Creator": None})
-        images[drawing.name] = picture.getvalue()
-        (folder / f"{drawing.name}.svg").write_bytes(images[drawing.name])
-    return images
 
 
 def _write_tables(folder: Path, sheets: Sequence[Any], *, csv: bool, latex: bool) -> None:

@@ -13,18 +13,19 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from clsearch.config import Config, ResourcesConfig
 from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
-from clsearch.protocols import Ended, Job, LayerScanJob
+from clsearch.protocols import ConsolidateJob, Ended, Job, LayerScanJob, Shown
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import Node, authenticated, ray, ray_constants, tune
 from clsearch.search.probe import probe
-from clsearch.search.shipping import packed, place_here, this_node, unpacked
+from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
 from clsearch.search.tune_run import TuneRun, Work
 from clsearch.store import Store
@@ -94,7 +95,16 @@ class RaySearcher:
 
     def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
         """Takes jobs, which Tune is given as workers get free."""
-        self._running.submit([Work(job, self._shared(job, data)) for job in jobs])
+        self._running.submit([self._work(job, data) for job in jobs])
+
+    def _work(self, job: Job, data: Mapping[int, TaskData]) -> Work:
+        """A job without tensors: Tune's thread pickles it, and torch, which then takes down the
+        modes it traces a program with, has one stack of them for all threads."""
+        shared = self._shared(job, data)
+        if isinstance(job, ConsolidateJob):
+            light = replace(job, tasks=(), shown=Shown())
+            return Work(light, shared, ray.put((job.tasks, job.shown)))
+        return Work(job, shared)
 
     def wait(self) -> TrialRecord | Ended:
         """See `clsearch.protocols.Searcher`."""
@@ -240,9 +250,15 @@ def _train(
             if commit is None:
                 raise StoreError(f"the parent checkpoint {job.parent} is not in {store.root}")
             parent, _ = commit
+        if isinstance(job, ConsolidateJob):
+            tasks, shown = ray.get(work.rest)
+            job = replace(job, tasks=tasks, shown=shown_here(shown, place))
         for record in run_job(config, job, parts, parent, store, torch.device(device)):
             tune.report({"record": json.dumps(record.to_json())})
-        if isinstance(job, LayerScanJob):
-            tune.report({"pruned": len(job.keys)})  # Tune prints a line where nothing is said
+        if isinstance(job, ConsolidateJob | LayerScanJob):
+            tune.report({"kept": len(job.keys)})  # Tune prints a line where nothing is said
     except StoreError as error:
         tune.report({"store_error": str(error)})
+    except InputError as error:
+        said = error.field, error.value, error.allowed, error.step
+        tune.report({"input_error": said})

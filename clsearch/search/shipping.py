@@ -5,15 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clsearch.config import Config
 from clsearch.data._fetched import on_this_host
-from clsearch.data._stored import ImageFile, Storage, StoredImages
+from clsearch.data._stored import ImageFile, Images, Storage, StoredImages
 from clsearch.data.base import Samples
 from clsearch.errors import StoreError
+from clsearch.protocols import Shown
 from clsearch.scenarios.base import Task, TaskData
 from clsearch.search._ray import ray, scheduling_strategies
 
@@ -61,6 +63,19 @@ def unpacked(content: PackedData, place: Place = ImageFile.checked) -> TaskData:
     task: Task = content["task"]
     train, validation = map(Samples, images, labels, numbers)
     return TaskData(task, train, validation, content["digest"])
+
+
+def shown_here(shown: Shown, place: Place) -> Shown:
+    """What a job is shown, with every file of images where it is on this host. Raises `StoreError`
+    where one is not and cannot come."""
+
+    def here(images: Images) -> Images:
+        return images.placed(place) if isinstance(images, StoredImages) else images
+
+    return Shown(
+        {source: here(images) for source, images in shown.images.items()},
+        {n: replace(s, inputs=here(s.inputs)) for n, s in shown.validation.items()},
+    )
 
 
 def this_node() -> str:

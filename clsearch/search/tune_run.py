@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import math
 import shutil
 import threading
 from collections import Counter
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from clsearch.errors import ClsearchError, StoreError
+from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.protocols import Ended, Job
 from clsearch.records import TrialRecord
 from clsearch.redaction import redacted
@@ -33,10 +34,12 @@ STOP = 10.0
 
 @dataclass(frozen=True)
 class Work:
-    """A job, with references to the data it needs. Tune copies its settings; this is one thing."""
+    """A job, with references to the data it needs, and to the rest of the job where that holds
+    tensors. Tune copies its settings; this is one thing."""
 
     job: Job
     data: Mapping[int, Any]
+    rest: Any = None
 
     def __deepcopy__(self, memo: Any) -> Work:
         return self
@@ -54,23 +57,25 @@ class TuneRun:
     """A Tune run in a thread of its own.
 
     Jobs go in by `submit` and wait in `queue` until a worker is free, those of the earliest task
-    first, and of these the largest; what happens to them comes out of `events`, errors too.
+    first: of these what a whole chain waits for, then the largest. What happens to them comes out
+    of `events`, errors too.
     """
 
     def __init__(self, trainable: Any, workers: int) -> None:
         self.workers, self.over = workers, False
-        self.queue: list[tuple[int, int, int, Work]] = []
+        self.queue: list[tuple[int, float, int, Work]] = []
         self.events: SimpleQueue[TrialRecord | Ended | Exception] = SimpleQueue()
         self.given: dict[str, Work] = {}
-        self.rounds: Counter[tuple[str, ...]] = Counter()
+        self.rounds: Counter[tuple[type[Job], tuple[str, ...]]] = Counter()
         self.changed, self.numbers = threading.Condition(), itertools.count()
         self.thread = threading.Thread(target=self._fit, args=(trainable,), daemon=True)
 
     def submit(self, works: Iterable[Work]) -> None:
         with self.changed:
             for work in works:
-                place = (work.job.task, -len(work.job.parts) * len(work.job.keys))
-                heapq.heappush(self.queue, (*place, next(self.numbers), work))
+                job = work.job
+                size = len(job.parts) * len(job.keys) if type(job) is Job else math.inf
+                heapq.heappush(self.queue, (job.task, -size, next(self.numbers), work))
             self.changed.notify()
         if self.thread.ident is None:
             self.thread.start()
@@ -115,9 +120,9 @@ class TuneRun:
         """A trial of Tune's is over; a job that was lost has further rounds."""
         with self.changed:
             work = self.given.pop(trial_id)
-        job = work.job
-        self.rounds[job.keys] += 1
-        if lost and self.rounds[job.keys] < ROUNDS:
+        job, place = work.job, (type(work.job), work.job.keys)
+        self.rounds[place] += 1
+        if lost and self.rounds[place] < ROUNDS:
             self.submit([work])
         else:
             self.events.put(Ended(job, lost))
@@ -206,6 +211,8 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         try:
             if "store_error" in result:
                 self.run.events.put(StoreError(result["store_error"]))
+            elif "input_error" in result:
+                self.run.events.put(InputError(*result["input_error"]))
             elif "record" in result:
                 self.run.events.put(TrialRecord.from_json(json.loads(result["record"])))
         except Exception as error:  # noqa: BLE001 - an exception here would mark the trial ERROR

@@ -108,6 +108,11 @@ class DeviceData:
     targets: dict[str, Tensor] = field(default_factory=dict)
     image: Tensor | None = None
 
+    @classmethod
+    def of(cls, samples: Samples, task: Task) -> DeviceData:
+        """Samples of one task, where they are."""
+        return cls(samples.inputs, samples.labels, None, task.transform, image=samples.image)
+
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
