@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clsearch.errors import MISSING, DamagedError, InputError
+from clsearch.files import cores
 from clsearch.folder import (
     about,
     open_chains,
@@ -19,11 +21,15 @@ from clsearch.folder import (
 from clsearch.messages import command, say
 from clsearch.records import TrialRecord
 from clsearch.report import write_report
+from clsearch.report.drawing import helped, share
 from clsearch.report.parquet import trials_of
 from clsearch.report.source import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+WORTH = 1 << 20
+"""Bytes of scans from which two processes draw: those of some thousand trials."""
 
 
 def report(
@@ -40,13 +46,34 @@ def report(
     reported as such. Raises `InputError` for a folder that is no run and a `to` that is in use,
     `DamagedError` for files that cannot be read.
     """
-    runs = [read_run(out) for out in outs]
-    if to is None:
-        if len(outs) > 1:
-            raise InputError("to", MISSING, "the folder to write a report on several runs to")
-        to, force = outs[0] / "report", True
-    _check_target(to, force)
-    return write_report(to, runs, outs, csv=csv, latex=latex)
+    with helped(_helper(outs)) as helper:
+        runs = [read_run(out) for out in outs]
+        if to is None:
+            if len(outs) > 1:
+                allowed = "the folder to write a report on several runs to"
+                raise InputError("to", MISSING, allowed)
+            to, force = outs[0] / "report", True
+        _check_target(to, force)
+        return write_report(to, runs, helper, csv=csv, latex=latex)
+
+
+def _helper(outs: Sequence[Path]) -> list[str]:
+    """The command of a second process that draws, where it wins more than its start takes. It reads
+    the runs itself: what it got from this one, it would have to unpickle."""
+    tables = [out / "scan.parquet" for out in outs]
+    size = sum(table.stat().st_size for table in tables if table.is_file())
+    return [sys.executable, "-m", __name__, *map(str, outs)] if cores() > 1 and size > WORTH else []
+
+
+def _help(*outs: Path) -> None:
+    """Draws figures of these runs beside the process that reports on them, from the last on."""
+    from clsearch.report.content import document
+    from clsearch.report.source import labelled
+
+    drawings = document(labelled([read_run(out) for out in outs])).drawings
+    folder = sys.stdin.readline().rstrip("\n")
+    if folder:
+        share(Path(folder), reversed(drawings))
 
 
 def _check_target(to: Path, force: bool) -> None:
@@ -100,3 +127,7 @@ def print_written(written: Sequence[Path], tables: bool, console: Console) -> No
     say(console, f"{page.with_suffix('.md')}: {beside}")
     if tables:
         say(console, f"{page.parent / 'tables'}: the tables")
+
+
+if __name__ == "__main__":
+    _help(*map(Path, sys.argv[1:]))

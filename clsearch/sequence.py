@@ -51,7 +51,8 @@ SEEN = ("number", "name", "classes", "digest", "train", "validation", "test")
 
 @dataclass
 class Found:
-    """What a search found: every finished trial, every selection. `trained` counts new trials."""
+    """What a search found: every finished trial, without its curve and its scan, and every
+    selection. `trained` counts new trials."""
 
     config: Config
     records: list[TrialRecord] = field(default_factory=list)
@@ -114,7 +115,8 @@ class Search:
         self._files = RunFiles(out, layers)
         self._at_work: dict[Chain, _Chain] = {}
         self._reported: set[str] = set()
-        self._finished: dict[tuple[int, int], tuple[Entry | None, TaskResult]] = {}
+        self._finished: dict[tuple[int, int], TaskResult] = {}
+        self._unwritten: dict[tuple[int, int], Entry] = {}
 
     def info(self) -> SearchInfo:
         """What the tracker says of the search as a whole."""
@@ -145,7 +147,7 @@ class Search:
         about = {"tasks": [record.to_json() for record in self.described], **machine()}
         atomic_write(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
         searcher.begin(self.config, self.store)
-        self._finished, self._reported = {}, set()
+        self._finished, self._unwritten, self._reported = {}, {}, set()
         for number, c in enumerate(chains):
             c.steps = self._learn(c, number)
             next(c.steps)
@@ -212,7 +214,9 @@ class Search:
             c.task = task.number
             yield []  # those at an earlier task go first
             entry = yield from self._task(c, task)
-            self._finished[task.number, number] = entry, c.history[-1]
+            self._finished[task.number, number] = c.history[-1]
+            if entry is not None:
+                self._unwritten[task.number, number] = entry
             if c.ended:
                 return
 
@@ -361,11 +365,12 @@ class Search:
     def _write(self, over: int) -> None:
         """Writes what is known of the tasks that are over, in the order of tasks and chains."""
         places = sorted(place for place in self._finished if place[0] <= over)
-        entries = {place: self._finished[place][0] for place in places}
         records: list[TrialRecord] = []
         for task in sorted({task for task, _ in places}):
-            of = [e for (number, _), e in entries.items() if number == task and e is not None]
-            records += [r for e in of for r in e.records] + [r for e in of for r in e.tuned]
-        self.found.records = records
-        self.found.results = [self._finished[place][1] for place in places]
-        self._files.write(self.found.records, self.found.results)
+            of = [self._unwritten.pop(place, None) for place in places if place[0] == task]
+            entries = [entry for entry in of if entry is not None]
+            records += [r for entry in entries for r in entry.records]
+            records += [r for entry in entries for r in entry.tuned]
+        self.found.records += [replace(r, scan=(), curve=()) for r in records]
+        self.found.results = [self._finished[place] for place in places]
+        self._files.write(records, self.found.results)

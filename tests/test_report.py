@@ -16,7 +16,7 @@ from rich.console import Console
 
 from clsearch.errors import DamagedError
 from clsearch.records import TaskResult
-from clsearch.report.parquet import read_table, trials_of, write_tables
+from clsearch.report.parquet import Tables, read_table, trials_of
 from clsearch.report.tables import print_tables
 
 
@@ -98,7 +98,7 @@ def test_no_results_yet() -> None:
 
 def test_trials_parquet(tmp_path: Path) -> None:
     records, results = run(["ewc", "finetune"], 2, seeds=2, end=("ewc", 1, 2))
-    write_tables(tmp_path, records[::-1], results, LAYERS)
+    Tables(tmp_path, LAYERS).write(records[::-1], results)
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
     assert {
         "method", "seed", "task", "trial_key", "status", "reason", "hyperparameters", "hp_lr",
@@ -128,7 +128,7 @@ def test_trials_parquet(tmp_path: Path) -> None:
 
 def test_scan_parquet(tmp_path: Path) -> None:
     records, results = run(["ewc"], 2)
-    write_tables(tmp_path, records, results)
+    Tables(tmp_path).write(records, results)
     rows = pq.read_table(tmp_path / "scan.parquet").to_pylist()
     assert len(rows) == 2 * 2 * 3
     mine = [r for r in rows if r["trial_key"] == records[0].trial_key]
@@ -142,7 +142,7 @@ def test_scan_parquet(tmp_path: Path) -> None:
 
 def test_parquet_of_nothing_and_of_failures_alone(tmp_path: Path) -> None:
     for records in ([], trials("ewc", 0, 1, fail=True)):
-        write_tables(tmp_path, records, [])
+        Tables(tmp_path).write(records, [])
         assert pq.read_table(tmp_path / "trials.parquet").num_rows == len(records)
         assert pq.read_table(tmp_path / "scan.parquet").num_rows == 0
         assert pq.read_table(tmp_path / "capacity.parquet").num_rows == 0
@@ -151,7 +151,7 @@ def test_parquet_of_nothing_and_of_failures_alone(tmp_path: Path) -> None:
 
 
 def test_capacity_parquet(tmp_path: Path) -> None:
-    write_tables(tmp_path, *accounted(run(["clnp", "ewc"], 2)))
+    Tables(tmp_path).write(*accounted(run(["clnp", "ewc"], 2)))
     rows = pq.read_table(tmp_path / "capacity.parquet").to_pylist()
     assert [(r["method"], r["task"], r["layer"]) for r in rows] == [
         ("clnp", task, layer) for task in (1, 2) for layer in LAYERS
@@ -188,7 +188,7 @@ def test_a_task_result_comes_back_from_json() -> None:
 
 def test_what_the_parquet_files_hold_comes_back_exactly(tmp_path: Path) -> None:
     records, results = run(["clnp", "ewc"], 2, seeds=2, end=("ewc", 1, 2))
-    write_tables(tmp_path, records, results, LAYERS)
+    Tables(tmp_path, LAYERS).write(records, results)
     tables = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("trials", "scan"))
     read = {(r.method, r.seed, r.task, r.trial_key): r for r in trials_of(*tables)}
     assert len(read) == len(records)
@@ -203,7 +203,7 @@ def test_what_the_parquet_files_hold_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_trials_of_failures_alone_come_back(tmp_path: Path) -> None:
     records = trials("ewc", 0, 1, fail=True)
-    write_tables(tmp_path, records, [])
+    Tables(tmp_path).write(records, [])
     tables = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("trials", "scan"))
     assert sorted(r.trial_key for r in trials_of(*tables)) == sorted(r.trial_key for r in records)
 
@@ -211,7 +211,7 @@ def test_trials_of_failures_alone_come_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["trials", "scan", "capacity"])
 def test_no_flipped_bit_of_a_table_is_read_as_something_else(tmp_path: Path, name: str) -> None:
     records, results = accounted(run(["clnp"], 2))
-    write_tables(tmp_path, records, results, LAYERS)
+    Tables(tmp_path, LAYERS).write(records, results)
     path = tmp_path / f"{name}.parquet"
     whole, sound, found = path.read_bytes(), read_table(path), 0
     assert sound.equals(pq.read_table(path))

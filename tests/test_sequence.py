@@ -34,7 +34,7 @@ from clsearch.scenarios._common import SourceScenario
 from clsearch.selected import open_selected
 from clsearch.sequence import Found, Search
 from clsearch.status import print_status
-from clsearch.store import MANIFEST, Store, read_commit
+from clsearch.store import MANIFEST, Store, read_commit, read_record
 from clsearch.system import resolve
 from clsearch.training.batch import DeviceData, Readout, answer
 
@@ -254,7 +254,10 @@ def test_strengths_of_layers_are_searched_and_stand_in_the_tables(tmp_path: Path
     found = run(tmp_path, settings([entry]))
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
     assert sorted(row["hp_l1.fc1"] for row in rows) == [0.0, 0.0, 0.01, 0.01]
-    weak, strong = found.records[:2]
+    store = open_store(tmp_path)
+    weak, strong = (read_record(store, r.trial_key) for r in found.records[:2])
+    assert weak is not None
+    assert strong is not None
     assert weak.curve != strong.curve or weak.scan != strong.scan
     assert "l1.fc1" in json.loads((tmp_path / "selections.json").read_text())[0]["hyperparameters"]
 
@@ -598,7 +601,8 @@ def test_a_trial_in_a_search_is_the_trial_alone(tmp_path: Path) -> None:
     found = run(tmp_path, data)
     search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))
     chain = Learner(search.config, [search.scenario.data(1)], True)
-    record = found.records[0]
+    record = read_record(search.store, found.records[0].trial_key)
+    assert record is not None
     (alone,) = chain.train(chain.begin(None, 1), 1, [record.hyperparameters])
     assert alone.accuracy == record.validation_accuracy
     assert tuple(alone.curve) == record.curve

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from clsearch.errors import StoreError
 
 if TYPE_CHECKING:
+    from clsearch.report.drawing import Helper
     from clsearch.report.source import Run
 
 _PAGE, _TEXT, _FIGURES, _TABLES, _NEW = "index.html", "index.md", "figures", "tables", ".new-"
@@ -20,15 +21,15 @@ _PAGE, _TEXT, _FIGURES, _TABLES, _NEW = "index.html", "index.md", "figures", "ta
 def write_report(
     folder: Path,
     runs: Sequence[Run],
-    outs: Sequence[Path] = (),
+    helper: Helper | None = None,
     *,
     csv: bool = False,
     latex: bool = False,
 ) -> list[Path]:
     """Writes `index.html`, `index.md`, `figures/` as PNG and SVG, and `tables/` where asked for.
 
-    An earlier report in the folder is replaced once everything is drawn; other files stay. With
-    `outs`, the folders of the runs, a second process draws too. Returns the page and the PNG files.
+    An earlier report in the folder is replaced once everything is drawn; other files stay. `helper`
+    draws too. Returns the page and the PNG files.
     Raises `StoreError` when it cannot be written.
     """
     from clsearch.report.content import document
@@ -46,8 +47,7 @@ def write_report(
         with tempfile.TemporaryDirectory(prefix=_NEW, dir=folder) as place:
             new = Path(place)
             figures = new / _FIGURES
-            trials = sum(len(run.records) for run in runs)
-            draw(figures, said.drawings, trials, outs)
+            draw(figures, said.drawings, helper)
             images = {d.name: (figures / f"{d.name}.svg").read_bytes() for d in said.drawings}
             if csv or latex:
                 _write_tables(new / _TABLES, said.sheets, csv=csv, latex=latex)

@@ -1,19 +1,15 @@
-"""Draws the figures of a report, in two processes where there is much to draw.
-
-`python -m clsearch.report.drawing FOLDER RUN…` is the second of them. It reads the runs itself: a
-process that got them from the first would have to unpickle them.
-"""
+"""Draws the figures of a report, in two processes where there is much to draw."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clsearch.files import cores
+from clsearch.files import uncollected
 from clsearch.report.document import Drawing
 
 DPI = 150
@@ -22,44 +18,49 @@ LOOK: Any = {
     "hatch.linewidth": 0.6,
 }  # fmt: skip
 """Pictures are the same bytes every time, and need no font where they are looked at."""
-_WORTH = 2_000
-"""Trials from which a second process wins more than its start and its reading take."""
 
 
-def draw(folder: Path, drawings: Sequence[Drawing], trials: int, runs: Sequence[Path]) -> None:
-    """Writes each figure as PNG and SVG into a new folder; `runs` are where so many trials were
-    read from. Raises `OSError`."""
-    folder.mkdir()
-    with _second(folder, runs if trials >= _WORTH and cores() > 1 else ()) as second:
-        _draw(folder, drawings)
-        if second is not None and second.wait() != 0:  # what it began is left to this one
-            for drawing in drawings:
-                _save(folder, drawing)
+Helper = subprocess.Popen[bytes]
+"""A second process, which calls `share` for the folder that a line of its standard input names."""
 
 
 @contextlib.contextmanager
-def _second(folder: Path, runs: Sequence[Path]) -> Iterator[subprocess.Popen[bytes] | None]:
-    if not runs:
+def helped(command: Sequence[str]) -> Iterator[Helper | None]:
+    """Starts a helper by its command, which may be empty, and ends it."""
+    if not command:
         yield None
         return
-    command = [sys.executable, "-m", __name__, str(folder), *map(str, runs)]
     nowhere = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere)
     try:
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
-def _draw(folder: Path, drawings: Iterable[Drawing]) -> None:
-    """Draws what the other process has not begun."""
-    for drawing in drawings:
-        try:
-            (folder / f"{drawing.name}.png").touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        _save(folder, drawing)
+def draw(folder: Path, drawings: Sequence[Drawing], helper: Helper | None = None) -> None:
+    """Writes each figure as PNG and SVG into a new folder. Raises `OSError`."""
+    folder.mkdir()
+    if helper is not None and helper.stdin is not None:
+        with contextlib.suppress(BrokenPipeError), helper.stdin as line:
+            line.write(f"{folder}\n".encode())
+    share(folder, drawings)
+    if helper is not None and helper.wait() != 0:  # what it began is left to this one
+        for drawing in drawings:
+            _save(folder, drawing)
+
+
+def share(folder: Path, drawings: Iterable[Drawing]) -> None:
+    """Draws what no other process has begun."""
+    with uncollected():
+        for drawing in drawings:
+            try:
+                (folder / f"{drawing.name}.png").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            _save(folder, drawing)
+            gc.collect(1)  # a figure is full of cycles
 
 
 def _save(folder: Path, drawing: Drawing) -> None:
@@ -68,18 +69,8 @@ def _save(folder: Path, drawing: Drawing) -> None:
     picture = folder / f"{drawing.name}.png"
     with rc_context(LOOK):
         figure = drawing.draw()
-        figure.savefig(picture, dpi=DPI, metadata={"Software": None})
+        figure.savefig(
+            picture, dpi=DPI, metadata={"Software": None}, pil_kwargs={"compress_level": 1}
+        )
         plain = {"Date": None, "Creator": None}
         figure.savefig(picture.with_suffix(".svg"), format="svg", dpi=DPI, metadata=plain)
-
-
-def _main(folder: Path, *outs: Path) -> None:
-    from clsearch.report.content import document
-    from clsearch.report.source import labelled
-    from clsearch.reporting import read_run
-
-    _draw(folder, reversed(document(labelled([read_run(out) for out in outs])).drawings))
-
-
-if __name__ == "__main__":
-    _main(*map(Path, sys.argv[1:]))

@@ -3,8 +3,6 @@ threshold, and for each chain, task and layer."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError
-from clsearch.files import atomic_write, sha256_of
+from clsearch.files import atomic_write, sha256_of, uncollected
 from clsearch.records import (
     Candidate,
     Round,
@@ -23,21 +21,11 @@ from clsearch.records import (
 )
 
 
-def write_tables(
-    out: Path,
-    records: Sequence[TrialRecord],
-    results: Sequence[TaskResult],
-    layers: Sequence[str] = (),
-) -> None:
-    """Writes the tables of a run once; see `Tables`."""
-    Tables(out, layers).write(records, results)
-
-
 @dataclass(frozen=True)
 class _Part:
-    """The rows of a chain at a task, and what they were made from."""
+    """The rows of a chain at a task, and the hyperparameters that its trials have."""
 
-    made_from: tuple[Sequence[TrialRecord], Selection | None, Sequence[str], Sequence[str]]
+    names: frozenset[str]
     trials: Any
     points: Any
 
@@ -47,7 +35,7 @@ class Tables:
 
     `layers` names the unit layers in order; by default the records do. A trial's sparsity,
     threshold, accuracy and free neurons after pruning are the selector's; a fine-tuned trial has
-    them where it is the selected one. Rows that were made for an earlier write are not made again.
+    them where it is the selected one. Rows are kept as Arrow has them, and records are not.
     """
 
     def __init__(self, out: Path, layers: Sequence[str] = ()) -> None:
@@ -55,29 +43,23 @@ class Tables:
         self._parts: dict[tuple[int, str, int], _Part] = {}
 
     def write(self, records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> None:
-        """Writes all of a run. Raises `StoreError` when that cannot be done."""
+        """Writes all of a run: `records` are those of chains and tasks not written before,
+        `results` all so far. Raises `StoreError` when that cannot be done."""
+        import pyarrow as pa
+
         by_place: dict[tuple[int, str, int], list[TrialRecord]] = {}
-        for record in records:
+        for record in sorted(records, key=lambda r: r.trial_key):
             by_place.setdefault((record.task, record.method, record.seed), []).append(record)
-        for own in by_place.values():
-            own.sort(key=lambda r: r.trial_key)
-        ordered = [record for place in sorted(by_place) for record in by_place[place]]
-        layers = self._layers or next((r.layers for r in ordered if r.layers), ())
-        names = sorted({name for r in ordered for name in r.hyperparameters})
+        self._layers = self._layers or next((r.layers for r in records if r.layers), ())
         selections = {
             (s.task, s.method, s.seed): s for s in (result.selection for result in results)
         }
-        parts, self._parts = self._parts, {}
-        for place in sorted(by_place):
-            source = (by_place[place], selections.get(place), names, layers)
-            known = parts.get(place)
-            same = known is not None and known.made_from == source
-            self._parts[place] = known if known and same else _part(*source)
-        made = self._parts.values()
-        _write_parquet(
-            self._out / "trials.parquet", [p.trials for p in made], _trial_columns(names), layers
-        )
-        _write_parquet(self._out / "scan.parquet", [p.points for p in made], _SCAN_COLUMNS, layers)
+        for place, own in by_place.items():
+            self._parts[place] = _part(own, selections.get(place), self._layers)
+        made = [self._parts[place] for place in sorted(self._parts)]
+        names = sorted({name for part in made for name in part.names})
+        self._write("trials", [p.trials for p in made], _trial_columns(names), self._layers)
+        self._write("scan", [p.points for p in made], _SCAN_COLUMNS, self._layers)
         accounts = [
             {
                 **{name: getattr(result.selection, name) for name in ("method", "seed", "task")},
@@ -88,20 +70,38 @@ class Tables:
             for layer in result.capacity
         ]
         capacity = _table(accounts, _CAPACITY_COLUMNS, ())
-        _write_parquet(self._out / "capacity.parquet", [capacity], _CAPACITY_COLUMNS, ())
+        self._write("capacity", [capacity], _CAPACITY_COLUMNS, ())
+        pa.default_memory_pool().release_unused()
+
+    def _write(
+        self,
+        name: str,
+        parts: Sequence[Any],
+        columns: Mapping[str, str],
+        layers: Sequence[str],
+    ) -> None:
+        """One table of its parts; a hyperparameter that a part does not have is null there."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        empty = _table([], columns, layers)
+        whole = pa.concat_tables([empty, *parts], promote_options="default").cast(empty.schema)
+        whole = whole.replace_schema_metadata({_COLUMNS: _digest(whole.schema)})
+        sink = pa.BufferOutputStream()
+        pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
+        atomic_write(self._out / f"{name}.parquet", sink.getvalue().to_pybytes())
 
 
 def _part(
-    records: Sequence[TrialRecord],
-    selection: Selection | None,
-    names: Sequence[str],
-    layers: Sequence[str],
+    records: Sequence[TrialRecord], selection: Selection | None, layers: Sequence[str]
 ) -> _Part:
+    names = sorted({name for record in records for name in record.hyperparameters})
     trials = [_trial_row(r, selection, names, layers) for r in records]
     points = [_scan_row(r, i, layers) for r in records for i in range(len(r.scan))]
+    columns = _trial_columns(names)
     return _Part(
-        (records, selection, names, layers),
-        _table(trials, _trial_columns(names), layers),
+        frozenset(names),
+        _table(trials, columns, layers),
         _table(points, _SCAN_COLUMNS, layers),
     )
 
@@ -198,21 +198,8 @@ def _table(
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _write_parquet(
-    path: Path, parts: Sequence[Any], columns: Mapping[str, str], layers: Sequence[str]
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    whole = pa.concat_tables([*parts, _table([], columns, layers)])
-    whole = whole.replace_schema_metadata({_COLUMNS: _digest(whole.schema)})
-    sink = pa.BufferOutputStream()
-    pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
-    atomic_write(path, sink.getvalue().to_pybytes())
-
-
 def read_table(path: Path) -> Any:
-    """A table that `write_tables` wrote. Raises `FileNotFoundError`, and `DamagedError` for a file
+    """A table that `Tables` wrote. Raises `FileNotFoundError`, and `DamagedError` for a file
     that is cut or changed: pages have their checksums, and the columns have one of ours."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -236,28 +223,15 @@ def _digest(schema: Any) -> bytes:
 
 
 def trials_of(trials: Any, scan: Any) -> list[TrialRecord]:
-    """The trials that `write_tables` wrote, from the tables of `trials.parquet` and `scan.parquet`.
+    """The trials that `Tables` wrote, from the tables of `trials.parquet` and `scan.parquet`.
 
     What these do not hold (curves, widths, free neurons before pruning) is left empty: the journal
     has it, but reading it takes the models of all trials off the disk. So are the scans of trials
     below the floor, which no figure shows: most of what there is. Raises `KeyError`,
     `ValueError` or `TypeError` for other tables.
     """
-    with _uncollected():
+    with uncollected():
         return list(_read(trials, scan))
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the cyclic garbage collector: half the time of making as many objects as there are
-    points, none of which is garbage."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _read(trials: Any, scan: Any) -> Iterator[TrialRecord]:

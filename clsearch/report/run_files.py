@@ -26,7 +26,8 @@ class RunFiles:
         self._made: dict[int, tuple[TaskResult, bytes]] = {}
 
     def write(self, records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> None:
-        """Raises `StoreError` when they cannot be written."""
+        """Writes all so far: `records` are those of tasks not written before, `results` all.
+        Raises `StoreError` when they cannot be written."""
         order = sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
         texts = ",\n".join(map(self._text, order))
         atomic_write(self._out / "selections.json", f"[\n{texts}\n]\n" if texts else "[]\n")

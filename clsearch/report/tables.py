@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from clsearch.metrics import Matrix, accuracy_matrix, average_accuracy, average_forgetting
 from clsearch.records import Selection, TaskResult, TrialRecord
-from clsearch.report.parquet import write_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["ChainView", "Sheet", "by_method", "print_tables", "sheets", "write_tables"]
 
 WIDTH = 80
 _TASKS_ACROSS = 8
