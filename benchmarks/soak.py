@@ -283,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.report:
         sys.exit(1 if report(given.report, given.png) else 0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its search ends with it
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
         out = (given.out or Path(temporary)).absolute()
