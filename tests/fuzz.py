@@ -260,9 +260,16 @@ def targets(folder: Path) -> list[Target]:
     entry = folder / "outbox" / "00000001-trial-x.json"
     config, configured = folder / "config.yaml", yaml.safe_dump(CONFIG).encode()
     archive, whole = folder / "model.pt2", _archive()
-    with zipfile.ZipFile(io.BytesIO(whole)) as parts:
-        graph = next(parts.read(name) for name in parts.namelist() if name.endswith(GRAPH))
     load = file(archive, lambda: Program().load(archive))
+
+    def part(ending: str) -> Target:
+        """A part of an archive whose checksum is right."""
+        with zipfile.ZipFile(io.BytesIO(whole)) as parts:
+            valid = next(parts.read(name) for name in parts.namelist() if name.endswith(ending))
+        return Target(
+            f"model.pt2/{ending}", valid, lambda content: load(_with(whole, ending, content))
+        )
+
     return [
         Target("config", configured, file(config, lambda: load_config(config))),
         bundled("trials", "k" * 32, "record.json", lambda: read_record(store, "k" * 32)),
@@ -276,26 +283,41 @@ def targets(folder: Path) -> list[Target]:
         Target("accuracy_matrix.json", accuracies, file(matrix, lambda: results_of(run))),
         Target("outbox", b'{"kind": "trial", "body": {}}', file(entry, Entry(entry).read)),
         Target("model.pt2", whole, load),
-        Target(f"model.pt2/{GRAPH}", graph, lambda content: load(_with_graph(whole, content))),
+        *map(part, PARTS),
     ]  # fmt: skip
 
 
-GRAPH = "models/model.json"
+PARTS = (
+    "models/model.json", "data/weights/model_weights_config.json",
+    "data/constants/model_constants_config.json",
+)  # fmt: skip
+"""Of an exported program: its graph, and which tensors it holds."""
+
+
+class _Least(torch.nn.Module):
+    """A module with a weight and a constant, as small as one can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.constant = torch.nn.Parameter(torch.ones(2)), torch.ones(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.weight + self.constant
 
 
 def _archive() -> bytes:
-    """An exported program, as small as one can be."""
+    """An exported program."""
     buffer = io.BytesIO()
-    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), buffer)
+    torch.export.save(torch.export.export(_Least(), (torch.ones(2),)), buffer)
     return buffer.getvalue()
 
 
-def _with_graph(whole: bytes, graph: bytes) -> bytes:
-    """The archive with another graph, its checksum right."""
+def _with(whole: bytes, ending: str, content: bytes) -> bytes:
+    """The archive with another part, its checksum right."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(made, "w") as new:
         for name in old.namelist():
-            new.writestr(name, graph if name.endswith(GRAPH) else old.read(name))
+            new.writestr(name, content if name.endswith(ending) else old.read(name))
     return made.getvalue()
 
 
