@@ -38,13 +38,12 @@ LATENCY = 0.002
 class Clock:
     """Seconds since the start: the CPU time of this process, and what was waited for.
 
-    What two threads compute counts one after the other: Python's lock has it so. Commits do not:
-    torch computes without the lock.
+    What two threads compute counts one after the other: Python's lock has it so.
     """
 
     def __init__(self) -> None:
         self._began, self._aside, self._lock = time.process_time(), 0.0, threading.Lock()
-        self.waited = self.charged = self.beside = 0.0
+        self.waited = self.charged = 0.0
 
     @property
     def busy(self) -> float:
@@ -53,7 +52,7 @@ class Clock:
 
     @property
     def now(self) -> float:
-        return self.busy - self.beside + self.waited
+        return self.busy + self.waited
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -65,12 +64,10 @@ class Clock:
             with self._lock:
                 self._aside += time.thread_time() - began
 
-    def charge(self, seconds: float, beside: bool = False) -> None:
-        """CPU seconds that the driver would have taken; `beside`: in a thread beside Tune's, whose
-        loop goes on."""
+    def charge(self, seconds: float) -> None:
+        """CPU seconds that the driver would have taken."""
         with self._lock:
             self.charged += seconds
-            self.beside += seconds * beside
 
     def wait(self, seconds: float) -> None:
         with self._lock:
@@ -88,10 +85,6 @@ class Answering:
 
     def filled(self, **_: Any) -> dict[str, Any]:
         return {"pid": 1, "hostname": "worker", "node_ip": "127.0.0.1"}
-
-
-WAKE = "wake"
-"""In the place of a reference: the search's thread goes on."""
 
 
 class Watched:
@@ -118,16 +111,16 @@ def _never() -> None:
 
 
 class Cluster:
-    """`workers` stand-ins for actors; `seconds` says how long a job trains, `make` what a trial
-    leaves. `start` are the seconds a worker needs to start, `group` the CPU seconds that a
-    placement group costs the driver."""
+    """`workers` stand-ins for actors; `seconds` says how long a job takes, `make` leaves what it
+    would and returns the record of a member, where it trains. `start` are the seconds a worker
+    needs to start, `group` the CPU seconds that a placement group costs the driver."""
 
     def __init__(
         self,
         workers: int,
         store: Store,
         seconds: Callable[[Job], float],
-        make: Callable[[Job, int], TrialRecord],
+        make: Callable[[Job, int], TrialRecord | None],
         start: float,
         group: float,
     ) -> None:
@@ -145,7 +138,7 @@ class Cluster:
         self._pending = [never.remote() for _ in range(3 * workers + 1000)]
         self._idle = 0.0
         self.puts = self.waits = 0
-        self.asleep, self.search_waits = False, threading.Condition()
+        self.search_waits = threading.Condition()
 
     def close(self) -> None:
         ray.kill(self.actor)
@@ -173,7 +166,7 @@ class Cluster:
         self._settle()
         with clock.aside():
             wanted = set(references)
-            while self._due and self._due[0][2] not in wanted and self._due[0][2] is not WAKE:
+            while self._due and self._due[0][2] not in wanted:
                 self._answers.pop(heapq.heappop(self._due)[2], None)
             limit = float("inf") if timeout is None else clock.now + timeout
             due = self._due[0][0] if self._due else float("inf")
@@ -183,9 +176,6 @@ class Cluster:
             return [], references
         clock.wait(due - clock.now)
         reference = heapq.heappop(self._due)[2]
-        if reference is WAKE:
-            self._wake()
-            return [], references
         ready, _ = ray.wait([*self.waiting(len(references) - 1), reference], num_returns=1)
         self._idle = 0.0
         return ready, []
@@ -193,29 +183,7 @@ class Cluster:
     def _settle(self) -> None:
         """Lets the search's thread do all that it can do at this time."""
         with self.search_waits:
-            self.search_waits.wait_for(lambda: self.waits > self.puts or self.asleep)
-
-    def _wake(self) -> None:
-        """The search's thread goes on: its commit is over."""
-        with self.search_waits:
-            self.asleep = False
-            self.search_waits.notify_all()
-
-    def sleep(self, seconds: float, idle: Callable[[], bool]) -> None:
-        """The search's thread computes for so long, beside Tune's loop; where that is `idle`, it
-        waits for jobs and does not move the clock."""
-        clock = self.clock
-        clock.charge(seconds, beside=True)
-        with self.search_waits:
-            self.asleep, due = True, clock.now + seconds
-            heapq.heappush(self._due, (due, next(self._numbers), WAKE))
-            self.search_waits.notify_all()
-            while not self.search_waits.wait_for(lambda: not self.asleep, timeout=0.05):
-                if idle():
-                    self._due = [entry for entry in self._due if entry[2] is not WAKE]
-                    heapq.heapify(self._due)
-                    self.asleep = False
-                    clock.wait(due - clock.now)
+            self.search_waits.wait_for(lambda: self.waits > self.puts)
 
     def end(self) -> None:
         """The search is over, and waits for nothing more."""
@@ -358,7 +326,7 @@ class Worker:
             with cluster.clock.aside():
                 after = cluster.seconds(self.job)
                 cluster.trained += after
-                cluster.packs += 1
+                cluster.packs += type(self.job) is Job
         return cluster.call("train", after, lambda: self._report(number))
 
     def _report(self, number: int) -> dict[str, Any]:
@@ -367,13 +335,15 @@ class Worker:
         if number >= len(self.job.keys):
             return {"__duplicate__": True}
         record = cluster.make(self.job, number)
-        write_record(cluster.store, record, None)
-        text = json.dumps(record.to_json())
-        cluster.trials += 1
-        cluster.report_bytes += len(text)
         cluster.last_end = cluster.clock.now
+        said: dict[str, Any] = {"kept": 1}
+        if record is not None:
+            write_record(cluster.store, record, None)
+            said = {"record": json.dumps(record.to_json())}
+            cluster.trials += 1
+        cluster.report_bytes += len(str(said))
         return {
-            "record": text,
+            **said,
             "done": False,
             "training_iteration": number + 1,
             "time_this_iter_s": 1.0,

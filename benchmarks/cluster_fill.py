@@ -5,11 +5,11 @@
 
 The search, its packs, their order and Ray Tune's loop are the real ones; only the workers are
 simulated (`benchmarks/_cluster.py`): they let the recorded time of a pack pass and report what a
-worker would. Nothing trains. The seconds of trials and commits are those of the quickstart, in
-`benchmarks/cluster_fill.json`, made longer by one factor for both, so that a trial takes
-`--seconds` on the mean; then each trial has its own, spread evenly between a shortest and a
-longest, `--spread` times the shortest. The driver's CPU time is its own: it moves the clock, and so
-do the commits, during which it does nothing else.
+worker would. Nothing trains. The seconds of trials and of consolidations are those of the
+quickstart, in `benchmarks/cluster_fill.json`, made longer by one factor for both, so that a trial
+takes `--seconds` on the mean; then each trial has its own, spread evenly between a shortest and a
+longest, `--spread` times the shortest. The driver's CPU time is its own and moves the clock: what
+it does is done, but for MLflow and the export of selected models, whose time is measured first.
 """
 
 from __future__ import annotations
@@ -20,29 +20,32 @@ import math
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
-from benchmarks._cluster import Cluster
+from benchmarks._cluster import Clock, Cluster
 from benchmarks._machine import machine
 from benchmarks.search_overhead import InProcess, Silent
 from clsearch import sequence
-from clsearch.commit import Commit, Learned, commit
 from clsearch.config import Config, load_config, parse_config
+from clsearch.consolidation import consolidate_trial
 from clsearch.folder import open_store
-from clsearch.protocols import Job
-from clsearch.records import ScanPoint, Selection, TrialRecord, digest
+from clsearch.methods.base import ChainState
+from clsearch.protocols import Committed, ConsolidateJob, Ended, Job
+from clsearch.records import ScanPoint, TrialRecord, digest
+from clsearch.scenarios.base import TaskData
 from clsearch.search._ray import ray
 from clsearch.search.ray_backend import RaySearcher
-from clsearch.store import Store, TrainedModel, write_record
+from clsearch.store import TrainedModel, read_commit, write_commit, write_record
 from clsearch.system import resolve
 from clsearch.tracking import MLflowTracker
+from clsearch.trial import Bench
 
 ROOT = Path(__file__).parent.parent
 TIMES = Path(__file__).with_suffix(".json")
@@ -58,18 +61,18 @@ def record() -> None:
     trials: dict[str, list[float]] = defaultdict(list)
     commits: dict[str, list[float]] = defaultdict(list)
 
-    def timed(learned: Learned, selection: Selection, store: Store) -> Commit:
-        begun = time.perf_counter()
-        made = commit(learned, selection, store)
-        commits[selection.method].append(time.perf_counter() - begun)
-        return made
+    class Timed(InProcess):
+        def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
+            begun = time.perf_counter()
+            yield from super().run(job, parts)
+            if isinstance(job, ConsolidateJob):
+                commits[job.chain.method].append(time.perf_counter() - begun)
 
     config = resolve(load_config(ROOT / "experiments" / "quickstart.yaml"))
     with tempfile.TemporaryDirectory(prefix="clsearch-fill-") as folder:
         search = sequence.Search(config, Path(folder), open_store(Path(folder)))
         silent: Any = Silent()
-        with mock.patch.object(sequence, "commit", timed):
-            found = search.run(InProcess(), silent, silent)
+        found = search.run(Timed(), silent, silent)
     for one in found.records:
         trials[one.method].append(one.duration)
     times = {
@@ -113,7 +116,7 @@ class Given:
 
 
 class Times:
-    """The seconds of trials and commits: recorded, and made longer."""
+    """The seconds of trials and of consolidations: recorded, and made longer."""
 
     def __init__(self, given: Given) -> None:
         recorded = json.loads(TIMES.read_text())
@@ -125,7 +128,9 @@ class Times:
         self.range = self.shortest * (given.spread - 1)
 
     def of(self, job: Job) -> float:
-        """A pack: its members' seconds, one after the other."""
+        """A pack: its members' seconds, one after the other. Or a consolidation."""
+        if isinstance(job, ConsolidateJob):
+            return self.factor * self.commit[job.chain.method]
         places = (int(key[:8], 16) / 16**8 for key in job.keys)
         one = self.factor * self.trial[job.chain.method]
         return sum(one * (self.shortest + self.range * place) for place in places)
@@ -144,42 +149,38 @@ def made_up(job: Job, member: int) -> TrialRecord:
     )  # fmt: skip
 
 
-class Commits:
-    """Commits that take the recorded seconds and come to the state of an untrained model."""
+class Made:
+    """What jobs leave: made-up trials, and of each method the state of an untrained model."""
 
-    def __init__(self, cluster: Cluster, searcher: RaySearcher, times: Times) -> None:
-        self.cluster, self.searcher, self.times = cluster, searcher, times
-        self.made: dict[str, Commit] = {}
-        self.seconds = 0.0
+    def __init__(self, search: sequence.Search) -> None:
+        self.search, self.states = search, dict[str, ChainState]()
 
-    def __call__(self, learned: Learned, selection: Selection, store: Store) -> Commit:
-        with self.cluster.clock.aside():
-            method = selection.method
-            if method not in self.made:
-                self.made[method] = self._first(learned, selection, store)
-            seconds = self.times.factor * self.times.commit[method]
-        self.seconds += seconds
-        self.cluster.sleep(seconds, lambda: self.searcher.idle)
-        known = self.made[method]
-        tests = {str(task.number): 0.9 for task in learned.tasks}
-        return Commit(digest([selection.trial_key]), known.state, 0.9, tests)
+    def __call__(self, job: Job, member: int) -> TrialRecord | None:
+        if not isinstance(job, ConsolidateJob):
+            return made_up(job, member)
+        method, store = job.chain.method, self.search.store
+        if method not in self.states:
+            self.states[method] = self._first(job)
+        write_commit(store, job.commit, self.states[method], {"validation_accuracy": 0.9})
+        return None
 
-    def _first(self, learned: Learned, selection: Selection, store: Store) -> Commit:
-        key = str(selection.trial_key)
-        _, start = learned.system.begin(
-            learned.parent, sequence.context_of(learned.config, 0, learned.parts, True)
-        )
+    def _first(self, job: ConsolidateJob) -> ChainState:
+        (key,), store = job.keys, self.search.store
+        parts = [self.search.scenario.data(number) for number in job.parts]
+        cpu = torch.device("cpu")
+        bench = Bench.set_up(self.search.config, job, parts, None, cpu)
         activity = {
             unit.name: torch.linspace(0, 1, unit.units)
-            for unit in learned.system.backbone.unit_layers
+            for unit in bench.system.backbone.unit_layers
         }
-        record = next(c for c in selection.candidates if c.trial_key == key)
-        trial = TrialRecord(
-            key, selection.method, selection.seed, 1, record.hyperparameters, "COMPLETE"
-        )
+        record = TrialRecord(key, job.chain.method, job.chain.seed, job.task, {}, "COMPLETE")
         store.remove("trials", key)
-        write_record(store, trial, TrainedModel(start.params, activity, {}))
-        return commit(learned, selection, store)
+        write_record(store, record, TrainedModel(bench.start.params, activity, {}))
+        consolidate_trial(self.search.config, job, parts, None, store)
+        state, _ = read_commit(store, job.commit) or (None, None)
+        if state is None:
+            raise RuntimeError("nothing was consolidated")
+        return state
 
 
 def cost_of_a_group() -> float:
@@ -209,20 +210,63 @@ def seconds_to_start() -> float:
     return time.perf_counter() - begun
 
 
-def cost_of_tracking(count: int = 50) -> float:
-    """CPU seconds that MLflow takes of the driver for a trial."""
+class Kept(Silent):
+    """A tracker that keeps what is committed."""
+
+    def __init__(self) -> None:
+        self.commits: list[Committed] = []
+
+    def committed(self, commit: Committed) -> None:
+        self.commits.append(commit)
+
+
+def costs_of_tracking(count: int = 50) -> tuple[float, float]:
+    """CPU seconds that MLflow takes of the driver for a trial, and for a selection with the export
+    of its model."""
     with tempfile.TemporaryDirectory(prefix="clsearch-fill-") as folder:
-        given = Given(1, count, 1, 1.0, 1.0)
-        search = sequence.Search(given.config(), Path(folder), open_store(Path(folder)))
-        tracker = MLflowTracker(Path(folder))
-        tracker.start(search.info())
-        chain = sequence.Chain("finetune", 0)
-        begun = time.process_time()
-        for i in range(count):
-            job = Job(chain, 0, 1, None, (1,), True, (digest(i),), ({"lr": 0.1},))
-            tracker.trial(made_up(job, 0))
-        tracker.close(120.0)
-        return (time.process_time() - begun) / count
+        out = Path(folder)
+        config = Given(1, 2, 4, 1.0, 1.0).config()
+        short = config.training.model_copy(update={"epochs": 1})
+        config = config.model_copy(update={"training": short})
+        search = sequence.Search(config, out, open_store(out))
+        kept: Any = Kept()
+        search.run(InProcess(), kept, kept)
+        place = (sequence.Chain("finetune", 0), 0, 1, None, (1,), True)
+        jobs = [Job(*place, keys=(digest(i),), hypers=({"lr": 0.1},)) for i in range(count)]
+
+        def taken(entries: Sequence[Callable[[MLflowTracker], None]]) -> float:
+            for some in (entries[:1], entries[1:]):  # the first imports what it takes
+                tracker = MLflowTracker(out)
+                tracker.start(search.info())
+                begun = time.process_time()
+                for entry in some:
+                    entry(tracker)
+                tracker.close(120.0)
+            return (time.process_time() - begun) / (len(entries) - 1)
+
+        trials = [partial(_trial, made_up(job, 0)) for job in jobs]
+        return taken(trials), taken([partial(_committed, one) for one in kept.commits])
+
+
+def _trial(record: TrialRecord, tracker: MLflowTracker) -> None:
+    tracker.trial(record)
+
+
+def _committed(commit: Committed, tracker: MLflowTracker) -> None:
+    tracker.committed(commit)
+
+
+class Charged(Silent):
+    """A tracker that only takes the driver's time."""
+
+    def __init__(self, clock: Clock, costs: tuple[float, float]) -> None:
+        self.clock, self.costs = clock, costs
+
+    def trial(self, record: TrialRecord) -> None:
+        self.clock.charge(self.costs[0])
+
+    def committed(self, commit: Committed) -> None:
+        self.clock.charge(self.costs[1])
 
 
 @dataclass
@@ -236,7 +280,6 @@ class Outcome:
     fill: float
     load: float
     started: int
-    commits: float
     puts: int
     jobs: int
     reports: int
@@ -255,7 +298,12 @@ def one_core() -> Iterator[RaySearcher]:
 
 
 def simulate(
-    searcher: RaySearcher, workers: int, given: Given, start: float, group: float, tracking: float
+    searcher: RaySearcher,
+    workers: int,
+    given: Given,
+    start: float,
+    group: float,
+    tracking: tuple[float, float],
 ) -> Outcome:
     """One search on a cluster of so many workers."""
     times, searcher.workers = Times(given), workers
@@ -269,13 +317,12 @@ def simulate(
             for samples in (search.scenario.data(task.number).train,
                             search.scenario.data(task.number).validation)
         )  # fmt: skip
-        cluster = Cluster(workers, store, times.of, made_up, start, group)
-        commits = Commits(cluster, searcher, times)
+        cluster = Cluster(workers, store, times.of, Made(search), start, group)
+        tracker: Any = Charged(cluster.clock, tracking)
         try:
-            with cluster.in_place_of_actors(), mock.patch.object(sequence, "commit", commits):
+            with cluster.in_place_of_actors():
                 begun = cluster.clock.now
-                found = search.run(searcher, silent, silent)
-                cluster.clock.charge(tracking * len(found.records))
+                search.run(searcher, tracker, silent)
                 ended, busy = cluster.clock.now, cluster.clock.busy
                 cluster.end()
                 searcher.end()
@@ -284,7 +331,7 @@ def simulate(
     took = ended - begun
     return Outcome(
         workers, cluster.trials, cluster.packs, took / 3600, cluster.trained / took / workers,
-        busy / took, cluster.started, commits.seconds, put, cluster.job_bytes, cluster.report_bytes,
+        busy / took, cluster.started, put, cluster.job_bytes, cluster.report_bytes,
     )  # fmt: skip
 
 
@@ -303,22 +350,24 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=3.0, help="longest trial ÷ shortest")
     parser.add_argument("--record", action="store_true", help="train the quickstart, write times")
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     print(machine())
     if asked.record:
         record()
         return
     with one_core() as searcher:
-        start, group, tracking = seconds_to_start(), cost_of_a_group(), cost_of_tracking()
+        start, group, tracking = seconds_to_start(), cost_of_a_group(), costs_of_tracking()
         print(
             f"measured here: a worker starts in {start:.1f} s; of the driver's CPU, a placement "
-            f"group takes {1e3 * group:.1f} ms and a trial {1e3 * tracking:.1f} ms for MLflow"
+            f"group takes {1e3 * group:.1f} ms, a trial {1e3 * tracking[0]:.1f} ms for MLflow, and "
+            f"a selection {1e3 * tracking[1]:.0f} ms with the export of its model"
         )
         times = Times(Given(asked.chains, 1, 1, asked.seconds, asked.spread))
         print(
-            f"trials and commits take {times.factor:.0f} × what they took in {times.source}: "
-            f"{asked.seconds:g} s a trial on the mean, spread by {asked.spread:g} ×"
+            f"trials and consolidations take {times.factor:.0f} × what they took in "
+            f"{times.source}: {asked.seconds:g} s a trial on the mean, spread by {asked.spread:g} ×"
         )
-        head = ("workers", "trials", "packs", "hours", "fill %", "driver", "starts", "commits s",
+        head = ("workers", "trials", "packs", "hours", "fill %", "driver", "starts",
                 "data MB", "× nodes", "jobs MB", "reports MB")  # fmt: skip
         print("".join(f"{name:>11}" for name in head))
         reached = True
@@ -336,7 +385,7 @@ def _print(found: Outcome) -> None:
     nodes = math.ceil(found.workers / CORES)
     row = (
         f"{found.workers}", f"{found.trials}", f"{found.packs}", f"{found.hours:.2f}",
-        f"{100 * found.fill:.1f}", f"{found.load:.2f}", f"{found.started}", f"{found.commits:.0f}",
+        f"{100 * found.fill:.1f}", f"{found.load:.2f}", f"{found.started}",
         f"{found.puts / 1e6:.1f}", f"{nodes}", f"{found.jobs / 1e6:.1f}",
         f"{found.reports / 1e6:.1f}",
     )  # fmt: skip

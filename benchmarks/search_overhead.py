@@ -22,6 +22,7 @@ import torch
 from benchmarks._machine import machine
 from clsearch.config import Config, parse_config
 from clsearch.folder import open_store
+from clsearch.jobs import run_job
 from clsearch.protocols import Ended, Job, Tracker
 from clsearch.records import TrialRecord
 from clsearch.scenarios.base import TaskData
@@ -30,7 +31,6 @@ from clsearch.sequence import Search
 from clsearch.store import Store, read_commit
 from clsearch.system import resolve
 from clsearch.tracking import MLflowTracker
-from clsearch.trial import run_pack
 
 TASKS = 2
 PER_TRIAL, PER_TASK = 0.1, 5.0
@@ -65,7 +65,7 @@ class InProcess:
     def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
         commit = None if job.parent is None else read_commit(self.store, job.parent)
         parent = None if commit is None else commit[0]
-        yield from run_pack(self.config, job, parts, parent, self.store, torch.device("cpu"))
+        yield from run_job(self.config, job, parts, parent, self.store, torch.device("cpu"))
         yield Ended(job)
 
     def close(self) -> None:
