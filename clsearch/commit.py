@@ -17,6 +17,10 @@ from clsearch.search.plan import commit_key, measurement_key
 from clsearch.store import Store, read_commit, read_measured, write_measured
 from clsearch.system import System
 
+TRIES = 2
+"""How often a selection is consolidated whose commit is then damaged: two workers, of which the
+driver has given one up, may have written it."""
+
 
 @dataclass(frozen=True)
 class Learned:
@@ -56,18 +60,21 @@ def commit(learned: Learned, selection: Selection, job: Job, store: Store) -> St
     pruned_at = (selection.thresholds or selection.threshold) if method.prunes else None
     key = commit_key(trial, pruned_at, seen)
     known = _known(store, key)
-    if known is None:
+    for _ in range(TRIES):
+        if known is not None:
+            break
         base: dict[str, Any] = {**vars(job), "keys": (trial,), "hypers": ({},)}
         base |= {"commit": key, "thresholds": thresholds, "tasks": tuple(learned.tasks)}
         lost = yield [ConsolidateJob(**base, shown=_shown(learned))]
         if lost:
             raise ClsearchError(f"trial {trial} was not consolidated: {lost[trial]}")
+        store.look_again("commits")
         known = _known(store, key)
-        if known is None:
-            raise StoreError(
-                f"trial {trial} was consolidated on a worker, but its checkpoint is not in "
-                f"{store.root}: every host must see the output folder at this path"
-            )
+    if known is None:
+        raise StoreError(
+            f"trial {trial} was consolidated on a worker, but its checkpoint is not in "
+            f"{store.root}: every host must see the output folder at this path"
+        )
     state, meta = known
     return Commit(key, state, meta["validation_accuracy"], _measured(learned, key, state, store))
 

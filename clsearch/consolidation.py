@@ -63,6 +63,8 @@ def consolidate_trial(
     validation = {**job.shown.validation, current.task.number: current.validation}
 
     def samples(task: Task) -> DeviceData:
+        if task.number not in validation:
+            raise ValueError(f"{job.chain.method} asks for Evidence.validation without `validates`")
         return DeviceData.of(validation[task.number], task)
 
     def validated(params: Params, state: State) -> list[float]:

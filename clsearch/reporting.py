@@ -46,7 +46,7 @@ def report(
     reported as such. Raises `InputError` for a folder that is no run and a `to` that is in use,
     `DamagedError` for files that cannot be read.
     """
-    with helped(_helper(outs)) as helper:
+    with helped(_helper(outs), _state(outs)) as helper:
         runs = [read_run(out) for out in outs]
         if to is None:
             if len(outs) > 1:
@@ -62,7 +62,17 @@ def _helper(outs: Sequence[Path]) -> list[str]:
     the runs itself: what it got from this one, it would have to unpickle."""
     tables = [out / "scan.parquet" for out in outs]
     size = sum(table.stat().st_size for table in tables if table.is_file())
-    return [sys.executable, "-m", __name__, *map(str, outs)] if cores() > 1 and size > WORTH else []
+    if cores() == 1 or size <= WORTH:
+        return []
+    # -P: a folder that a report is made in may hold modules of the names that are imported.
+    return [sys.executable, "-P", "-m", __name__, *map(str, outs)]
+
+
+def _state(outs: Sequence[Path]) -> str:
+    """What tells a run's tables from those of a moment later."""
+    tables = [out / name for out in outs for name in ("trials.parquet", "selections.json")]
+    seen = [t.stat() for t in tables if t.is_file()]
+    return " ".join(f"{s.st_ino}-{s.st_size}-{s.st_mtime_ns}" for s in seen)
 
 
 def _help(*outs: Path) -> None:
@@ -70,10 +80,11 @@ def _help(*outs: Path) -> None:
     from clsearch.report.content import document
     from clsearch.report.source import labelled
 
+    state = _state(outs)
     drawings = document(labelled([read_run(out) for out in outs])).drawings
-    folder = sys.stdin.readline().rstrip("\n")
-    if folder:
-        share(Path(folder), reversed(drawings))
+    seen, _, folder = sys.stdin.buffer.read().partition(b"\n")
+    if folder and seen == state.encode():  # else the run went on between two looks at it
+        share(Path(os.fsdecode(folder)), reversed(drawings))
 
 
 def _check_target(to: Path, force: bool) -> None:

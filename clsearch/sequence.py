@@ -213,12 +213,15 @@ class Search:
         for task in self.tasks:
             c.task = task.number
             yield []  # those at an earlier task go first
-            entry = yield from self._task(c, task)
-            self._finished[task.number, number] = c.history[-1]
-            if entry is not None:
-                self._unwritten[task.number, number] = entry
+            self._keep(c, (task.number, number), (yield from self._task(c, task)))
             if c.ended:
                 return
+
+    def _keep(self, c: _Chain, place: tuple[int, int], entry: Entry | None) -> None:
+        """Keeps a task of a chain until it is written; nothing else holds its trials then."""
+        self._finished[place] = c.history[-1]
+        if entry is not None:
+            self._unwritten[place] = entry
 
     def _task(self, c: _Chain, task: Task) -> Steps[Entry | None]:
         """One task of a chain: its trials, then its selection."""
@@ -298,6 +301,9 @@ class Search:
     ) -> TrialRecord:
         """The record of a trial whose job is over: its own, or that of its loss."""
         record = read_record(self.store, key)
+        if record is None and key in self._reported:
+            self.store.look_again("trials")
+            record = read_record(self.store, key)
         if record is None and key in self._reported:
             raise StoreError(
                 f"trial {key} has finished on a worker, but its record is not in "

@@ -119,6 +119,13 @@ class Store:
                     self._discard(place)
             raise StoreError(f"cannot write {kind}/{key} in {self.root}: {error}") from error
 
+    def look_again(self, kind: str) -> None:
+        """Before a second look for what another host says it wrote: a client of NFS takes what it
+        did not find for absent for up to a minute, unless the folder is opened."""
+        if self.local:
+            with contextlib.suppress(OSError):
+                os.listdir(f"{self.base}/{kind}")
+
     def _patiently(self, act: Callable[[], T]) -> T:
         """What `act` returns, tried again after a pause where another machine is to blame."""
         end, pause = time.monotonic() + PATIENCE, 1.0

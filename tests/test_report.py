@@ -126,6 +126,27 @@ def test_trials_parquet(tmp_path: Path) -> None:
     assert finetuned["hp_strength"] is None
 
 
+def test_tables_written_task_by_task_are_those_written_at_once(tmp_path: Path) -> None:
+    """With hyperparameters that only later tasks have, and a first task that only failed."""
+    records, results = run(["ewc", "finetune"], 3, seeds=2)
+    first = [r for r in records if r.task == 1 and r.status == "FAILED"]
+    rest = [[r for r in records if r.task == task] for task in (2, 3)]
+    assert all([first, *rest])
+    for record in rest[1]:
+        record.hyperparameters["l1"] = 0.5
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    Tables(whole, LAYERS).write([*first, *rest[0], *rest[1]], results)
+    tables = Tables(parts, LAYERS)
+    for task, own in enumerate((first, *rest), 1):
+        tables.write(own, [r for r in results if r.selection.task <= task])
+    for name in ("trials", "scan", "capacity"):
+        assert read_table(parts / f"{name}.parquet") == read_table(whole / f"{name}.parquet")
+    added = pq.read_table(parts / "trials.parquet").column("hp_l1").to_pylist()
+    assert {None, 0.5} == set(added)
+
+
 def test_scan_parquet(tmp_path: Path) -> None:
     records, results = run(["ewc"], 2)
     Tables(tmp_path).write(records, results)

@@ -140,7 +140,7 @@ class Evidence(ABC):
     def validation(self, params: Params, state: State) -> list[float]:
         """The accuracy on the kept validation samples of every task so far, by other parameters.
 
-        A method that asks for it keeps old data, and says so.
+        A method that asks for it keeps old data, and says so by `Method.validates`.
         """
 
 

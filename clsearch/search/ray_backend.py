@@ -21,6 +21,7 @@ from clsearch.errors import ClsearchError, InputError, StoreError
 from clsearch.files import cores
 from clsearch.protocols import ConsolidateJob, Ended, Job, LayerScanJob, Shown
 from clsearch.records import TrialRecord
+from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import Node, authenticated, ray, ray_constants, tune
@@ -115,11 +116,6 @@ class RaySearcher:
         if self._run is None:
             raise RuntimeError("no search has begun")
         return self._run
-
-    @property
-    def idle(self) -> bool:
-        """Whether workers have nothing to do."""
-        return self._running.idle
 
     def end(self) -> None:
         """Ends a search, whatever workers do."""
@@ -235,6 +231,7 @@ def _train(
     from clsearch.jobs import run_job
     from clsearch.store import read_commit
     from clsearch.training.worker import prepare_worker
+    from clsearch.trial import out_of_memory
 
     prepare_worker()
     _close_journal_at_exit()
@@ -262,3 +259,8 @@ def _train(
     except InputError as error:
         said = error.field, error.value, error.allowed, error.step
         tune.report({"input_error": said})
+    except Exception as error:
+        if not isinstance(job, ConsolidateJob) or out_of_memory(error):
+            raise  # a trial's own errors are in its record: this one is the worker's
+        reason = redacted(f"{type(error).__name__}: {error}")
+        tune.report({"failed": f"trial {job.keys[0]} cannot be consolidated: {reason}"})

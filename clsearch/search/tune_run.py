@@ -32,10 +32,11 @@ STOP = 10.0
 """Seconds that Tune has to end."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """A job, with references to the data it needs, and to the rest of the job where that holds
-    tensors. Tune copies its settings; this is one thing."""
+    tensors. Tune copies its settings, and keeps them for good; this is one thing, and what it
+    refers to is let go when the job is over."""
 
     job: Job
     data: Mapping[int, Any]
@@ -125,6 +126,7 @@ class TuneRun:
         if lost and self.rounds[place] < ROUNDS:
             self.submit([work])
         else:
+            work.data, work.rest = {}, None
             self.events.put(Ended(job, lost))
 
     def _fit(self, trainable: Any) -> None:
@@ -211,6 +213,8 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         try:
             if "store_error" in result:
                 self.run.events.put(StoreError(result["store_error"]))
+            elif "failed" in result:
+                self.run.events.put(ClsearchError(result["failed"]))
             elif "input_error" in result:
                 self.run.events.put(InputError(*result["input_error"]))
             elif "record" in result:

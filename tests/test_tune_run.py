@@ -1,0 +1,65 @@
+"""Which job a worker is given next, and what becomes of those that are lost."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
+from clsearch.records import Chain
+from clsearch.search.tune_run import ROUNDS, TuneRun, Work
+
+
+@pytest.fixture
+def run() -> TuneRun:
+    """A run whose thread is not Tune's."""
+    made = TuneRun(None, workers=9)
+    made.thread = threading.Thread(target=lambda: None)
+    made.thread.start()
+    return made
+
+
+def pack(task: int, *keys: str) -> Work:
+    job = Job(Chain("ewc", 0), 0, task, None, (task,), True, keys, tuple({} for _ in keys))
+    return Work(job, {task: "data"})
+
+
+def consolidation(task: int, key: str) -> Work:
+    place: Any = (Chain("ewc", 0), 0, task, None, (task,), True, (key,), ({},))
+    return Work(ConsolidateJob(*place, "commit", None, (), Shown()), {task: "data"}, "rest")
+
+
+def test_what_a_chain_waits_for_goes_before_packs_of_its_task_alone(run: TuneRun) -> None:
+    works = [
+        pack(2, "a"),
+        pack(1, "b"),
+        consolidation(2, "c"),
+        pack(2, "d", "e"),
+        pack(1, "f", "g"),
+    ]
+    run.submit(works)
+    given = [run.next(str(i)) for i in range(len(works))]
+    assert [work and work.job.keys for work in given] == [
+        ("f", "g"), ("b",), ("c",), ("d", "e"), ("a",),
+    ]  # fmt: skip
+
+
+def test_a_lost_job_has_further_rounds_of_its_own(run: TuneRun) -> None:
+    """A trial that was lost twice and trained does not take rounds from its consolidation."""
+    run.submit([pack(1, "a")])
+    for i in range(ROUNDS):
+        assert run.next(f"pack {i}") is not None
+        run.done(f"pack {i}", lost="" if i == ROUNDS - 1 else "died")
+    assert isinstance(run.wait(), Ended)
+    work = consolidation(1, "a")
+    run.submit([work])
+    for i in range(ROUNDS):
+        assert run.next(f"commit {i}") is work
+        assert (work.data, work.rest) == ({1: "data"}, "rest")
+        run.done(f"commit {i}", lost="died")
+    event = run.wait()
+    assert isinstance(event, Ended)
+    assert event.lost == "died"
+    assert (work.data, work.rest) == ({}, None)  # Tune keeps the work for good
