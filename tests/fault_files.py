@@ -74,10 +74,13 @@ def damaged_commits(ground: Ground) -> Damage:
     before = ground.finished()
     for damage, selection in zip(DAMAGES, chosen(ground), strict=True):
         damage(ground.out / "checkpoints" / "commits" / selection["commit"] / "state.safetensors")
-    refused = ground.call("select", ground.out, "--margin", "1")
+    first, to = chosen(ground)[0], ground.out.parent / "model.pt2"
+    place = ("--method", first["method"], "--task", "1", "--to", to)
+    refused = ground.call("export", ground.out, *place)
     assert refused.returncode == 1
     assert refused.stderr.count("SHA-256") == 1
-    assert refused.stderr.endswith(f"`clsearch resume {ground.out}` makes it again.\n")
+    assert refused.stderr.endswith(f" resume {ground.out}\n")
+    assert not to.exists()
     assert "Traceback" not in refused.stderr
     assert "Nothing was trained" in ground.resume()
     return ground.damage(2, before)
