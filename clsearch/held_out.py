@@ -25,7 +25,7 @@ class HeldOut:
         self._validations: dict[int, Samples] = {}
 
     def test(self, task: Task) -> DeviceData:
-        """The test samples of a task: opened here and nowhere else."""
+        """The test samples of a task: opened here and nowhere else; their labels stay here."""
         if task.number not in self._tests:
             self._tests[task.number] = DeviceData.of(self.scenario.test(task.number), task)
         return self._tests[task.number]

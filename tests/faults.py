@@ -29,6 +29,8 @@ from fault_matrix import FAULTS, Damage, Fault, Reference, ground
 MODULES = ("fault_local", "fault_files", "fault_services", "fault_cluster")
 """Where the faults are. Being in one of them is being in the matrix."""
 
+ABSENT = "not here: "
+"""Stands in the line of a fault that this machine cannot have."""
 HEADER = (
     "| fault | times injected | trials finished before | lost | re-trained | selections equal |"
 )
@@ -57,7 +59,7 @@ def struck(fault: Fault, times: int, reference: Reference) -> tuple[str, bool]:
             with ground(reference, Path(folder) / "ground", times) as made:
                 damage = fault.inject(made)
         except pytest.skip.Exception as reason:
-            return f"| {fault.name} | not here: {reason} | | | | |", True
+            return f"| {fault.name} | {ABSENT}{reason} | | | | |", True
         except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - told in its line
             traceback.print_exc()
             return f"| {fault.name} | {type(error).__name__} | | | | no |", False
@@ -85,7 +87,7 @@ def main() -> int:
         return 0 if asked.list else 2
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing is left at work
-    began, sound = time.monotonic(), True
+    began, sound, absent = time.monotonic(), True, 0
     with tempfile.TemporaryDirectory(prefix="clsearch-faults-", dir="/tmp") as folder:
         reference = Reference.run(asked.undisturbed or Path(folder))
         print(f"{HEADER}\n|---|---|---|---|---|---|", flush=True)
@@ -95,7 +97,10 @@ def main() -> int:
                 line, well = struck(fault, times, reference)
                 print(line, flush=True)
                 sound = sound and well
-    print(f"\n{'0 lost, all equal' if sound else 'NOT SOUND'}; {time.monotonic() - began:.0f} s")
+                absent += ABSENT in line
+    said = "0 lost, all equal" if sound else "NOT SOUND"
+    said += f"; {absent} not injected here" * (absent > 0)
+    print(f"\n{said}; {time.monotonic() - began:.0f} s")
     return 0 if sound else 1
 
 

@@ -12,9 +12,9 @@ from clsearch.search._ray import ray
 TYPE, NODE = "accelerator_type:", "node:"
 """How Ray names what a node has beside numbers: the type of its GPUs, and its own address."""
 BIT = 0.001
+"""Of such a thing: what binds a task to it, and takes nothing away."""
 PATIENCE = 120.0
 """Seconds that the cluster has to look at one GPU of each type."""
-"""Of such a thing: what binds a task to it, and takes nothing away."""
 
 Resources = Mapping[str, float]
 
