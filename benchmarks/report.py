@@ -124,7 +124,8 @@ def make(out: Path, tasks: int, trials: int, seeds: int) -> int:
         ).to_json()
         for n in range(1, tasks + 1)
     ]  # fmt: skip
-    atomic_write(out / ABOUT, json.dumps({"tasks": described, **machine()}))
+    scenario = resolved.scenario.model_dump()
+    atomic_write(out / ABOUT, json.dumps({"scenario": scenario, "tasks": described, **machine()}))
     RunFiles(out, LAYERS).write(records, results)
     return len(records)
 

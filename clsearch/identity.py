@@ -9,11 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from clsearch.config import Config
-from clsearch.data.base import Source, SourceConfig
 from clsearch.options import PLACE, models_in
 from clsearch.plugins import find
 from clsearch.records import digest
-from clsearch.scenarios.base import Scenario
 
 _Place = Callable[[str, Any], dict[str, Any]]
 """What is kept of an option that is a place: by its name and value."""
@@ -40,8 +38,7 @@ def identity(config: Config) -> dict[str, str]:
 def without_places(scenario: Mapping[str, Any]) -> dict[str, Any]:
     """The name and the options of a scenario, without those declared with `PLACE`, in the options
     of its sources too. Raises `InputError` for a scenario or a source that is not known."""
-    kind = find("clsearch.scenarios", Scenario, str(scenario.get("name")), "scenario.name")
-    return _kept(scenario, kind.Options, "scenario", lambda name, value: {})
+    return _kept(scenario, _options(scenario), "scenario", lambda name, value: {})
 
 
 def movable(scenario: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,8 +48,7 @@ def movable(scenario: Mapping[str, Any]) -> dict[str, Any]:
     def place(name: str, value: Any) -> dict[str, Any]:
         return {} if name in ("root", "cache") else {name: without_folders(value)}
 
-    kind = find("clsearch.scenarios", Scenario, str(scenario.get("name")), "scenario.name")
-    return _kept(scenario, kind.Options, "scenario", place)
+    return _kept(scenario, _options(scenario), "scenario", place)
 
 
 def without_folders(value: Any) -> Any:
@@ -63,6 +59,14 @@ def without_folders(value: Any) -> Any:
         return [without_folders(part) for part in value]
     absolute = isinstance(value, str) and value.startswith(("/", "~"))
     return PurePath(value).name if absolute else value
+
+
+def _options(scenario: Mapping[str, Any]) -> type[BaseModel]:
+    from clsearch.scenarios.base import Scenario  # imports torch
+
+    kind = find("clsearch.scenarios", Scenario, str(scenario.get("name")), "scenario.name")
+    options: type[BaseModel] = kind.Options
+    return options
 
 
 def _kept(
@@ -83,6 +87,8 @@ def _kept(
 
 def _within(value: Any, annotation: Any, field: str, place: _Place) -> Any:
     """The value of an option, which may be a section of options, or a list of such."""
+    from clsearch.data.base import Source, SourceConfig  # imports torch
+
     if isinstance(value, list):
         return [_within(part, annotation, f"{field}[{i}]", place) for i, part in enumerate(value)]
     model = next(models_in(annotation), None)

@@ -144,7 +144,9 @@ class Search:
         progress.begin(self.scenario, self.systems, self.config)
         for note in self.scenario.notes:
             progress.note(note)
-        about = {"tasks": [record.to_json() for record in self.described], **machine()}
+        scenario = without_places(self.config.scenario.model_dump(mode="json", exclude_none=True))
+        tasks = [record.to_json() for record in self.described]
+        about = {"scenario": scenario, "tasks": tasks, **machine()}
         atomic_write(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
         searcher.begin(self.config, self.store)
         self._finished, self._unwritten, self._reported = {}, {}, set()

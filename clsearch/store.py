@@ -3,6 +3,7 @@
 A bundle is a folder of files with a `manifest.json` that names their SHA-256. It appears whole or
 not at all: on a local disk by renaming a finished folder, elsewhere by writing the manifest last.
 Bundles are keyed by content (`trials/<trial key>`, `commits/<commit key>`) and never change.
+torch is imported where tensors are read or written: not to count trials.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import safetensors.torch
 from pyarrow import fs
 from safetensors import SafetensorError
-from torch import Tensor
 
 from clsearch.errors import DamagedError, StoreError
 from clsearch.files import parse
-from clsearch.methods.base import ChainState
 from clsearch.records import LayerPruning, TrialRecord, checked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clsearch.methods.base import ChainState
 
 T = TypeVar("T")
 
@@ -244,21 +247,25 @@ CHAIN_PARTS, TRIAL_PARTS = (
 
 def dump_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
     """Named groups of tensors as one safetensors file."""
+    from safetensors.torch import save
+
     tensors = {
         f"{prefix}/{name}": value.detach().cpu().contiguous()
         for prefix, part in parts.items()
         for name, value in part.items()
     }
-    data: bytes = safetensors.torch.save({name: v.clone() for name, v in tensors.items()})
+    data: bytes = save({name: v.clone() for name, v in tensors.items()})
     return data
 
 
 def load_parts(data: bytes, prefixes: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Reads what `dump_parts` wrote; raises `DamagedError` for anything else."""
+    from safetensors.torch import load
+
     parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in prefixes}
     try:
         # Sorted: safetensors gives them in a random order, and sums over them round by it.
-        for name, value in sorted(safetensors.torch.load(data).items()):
+        for name, value in sorted(load(data).items()):
             prefix, _, rest = name.partition("/")
             # Its own memory, aligned: matrix products round by where their operands lie.
             parts[prefix][rest] = value.clone()
@@ -274,6 +281,8 @@ def dump_state(state: ChainState) -> bytes:
 
 def load_state(data: bytes) -> ChainState:
     """Reads what `dump_state` wrote; raises `DamagedError` for anything else."""
+    from clsearch.methods.base import ChainState
+
     return ChainState(**load_parts(data, CHAIN_PARTS))
 
 

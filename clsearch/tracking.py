@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from clsearch.delivery import Delivery
 from clsearch.errors import InputError
+from clsearch.identity import without_places
 from clsearch.mlflow_runs import refused
 from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
@@ -155,8 +156,6 @@ class MLflowTracker:
 
 def _data_sets(info: SearchInfo) -> dict[int, dict[str, Any]]:
     """What each task trains on and is selected on; nothing of its test samples."""
-    from clsearch.identity import without_places  # imports torch
-
     source = without_places(info.config["scenario"])
     found = {}
     for task in info.tasks:

@@ -127,6 +127,7 @@ def told(found: Made, tasks: int, name: str = "test", stored: int = 0) -> Run:
         }
     )
     about = {
+        "scenario": config.scenario.model_dump(),
         "tasks": [
             TaskRecord(
                 n, f"permuted-{n}", "digits", "CC-BY-4.0", tuple(map(str, range(10))), (1, 8, 8),

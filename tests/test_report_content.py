@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from clsearch.config import parse_config
 from clsearch.errors import DamagedError, StoreError
 from clsearch.files import ABOUT
 from clsearch.folder import open_store, records_of, write_config
+from clsearch.identity import without_places
 from clsearch.report import write_report
 from clsearch.report.content import document
 from clsearch.report.cost_tables import cost_sheet, failures_sheet, other_protocol
@@ -228,6 +230,8 @@ def test_runs_of_different_sequences_are_not_drawn_together() -> None:
     found = document(labelled([a, replace(b, about={**b.about, "tasks": tasks})]))
     assert "cannot be compared: one; two" in found.notes[0]
     assert {"accuracy_1", "accuracy_2"} <= {d.name for d in found.drawings}
+    found = document(labelled([a, replace(b, about={**b.about, "scenario": {"name": "split"}})]))
+    assert "cannot be compared: one; two" in found.notes[0]
 
 
 EVIL = '<script>alert("x")</script> & [a](http://b) | *c* `d`'
@@ -373,11 +377,24 @@ def test_an_unfinished_folder_is_reported_with_what_is_there(folder: Path, call:
     assert call("report", folder).code == 0
 
 
+def test_a_report_is_made_without_torch(small: Path, tmp_path: Path) -> None:
+    """Its import takes longer than a small report, and so does that of pandas."""
+    code = (
+        "import sys; from pathlib import Path; from clsearch.reporting import report;"
+        "report([Path(sys.argv[1])], Path(sys.argv[2]));"
+        "assert 'matplotlib' in sys.modules;"
+        "heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pandas'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, str(small), str(tmp_path / "to")], check=True)
+
+
 def test_the_search_leaves_what_the_report_says_of_it(small: Path) -> None:
     about = json.loads((small / ABOUT).read_bytes())
     assert [task["name"] for task in about["tasks"]] == ["permuted-1", "permuted-2"]
     assert about["versions"].keys() == {"python", "clsearch", "torch", "ray", "mlflow", "numpy"}
     assert about["machine"]["cores"] >= 1
+    assert about["scenario"] == without_places(read_run(small).config.scenario.model_dump())
     made: Made = (list(read_run(small).records), list(read_run(small).results))
     assert len(made[0]) == 4
     assert read_run(small).unfinished == []

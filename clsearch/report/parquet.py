@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,8 @@ def read_table(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # no pandas, as a set
+            table = file.read()
         if (table.schema.metadata or {}).get(_COLUMNS) != _digest(table.schema):
             raise ValueError("its columns are not those that a search writes")
     except FileNotFoundError:
@@ -259,15 +261,16 @@ def _places(table: Any) -> Iterator[tuple[Any, ...]]:
 
 def _points(scan: Any) -> dict[tuple[Any, ...], tuple[ScanPoint, ...]]:
     """The scan of each trial, whose rows stand together; free neurons in the order of layers."""
-    import numpy as np
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    keys = scan["trial_key"].combine_chunks().dictionary_encode().indices.to_numpy()
-    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    keys = scan["trial_key"].combine_chunks()
+    changes = pc.indices_nonzero(pc.not_equal(keys[1:], keys[:-1]))
+    firsts = pa.concat_tables([scan[:1], scan[1:].take(changes)])  # pa.array would import pandas
+    starts = [0, *(i + 1 for i in changes.to_pylist())][: len(keys)]
     by_layer = scan["free_by_layer"].combine_chunks()
     layers = by_layer.flatten() if pa.types.is_struct(by_layer.type) else []
     free = zip(*(layer.to_pylist() for layer in layers), strict=True)
     rows = list(map(ScanPoint, scan["threshold"].to_pylist(), scan["accuracy"].to_pylist(), free))
-    edges = np.append(starts, len(rows))
-    places = zip(_places(scan.take(starts)), edges, edges[1:], strict=False)
-    return {place: tuple(rows[start:end]) for place, start, end in places}
+    spans = zip(_places(firsts), pairwise([*starts, len(rows)]), strict=True)
+    return {place: tuple(rows[start:end]) for place, (start, end) in spans}

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 from clsearch.config import Config
-from clsearch.identity import without_places
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord
 from clsearch.report.tables import ChainView, by_method
 
@@ -18,10 +17,10 @@ from clsearch.report.tables import ChainView, by_method
 class Run:
     """One run: its config, its finished trials and its selections.
 
-    `about` is its `search.json` (tasks, machine, versions), empty where it ended before that was
-    written. `open` are the chains that have not come to their end, and how far each is. `stored`
-    counts the trials in the journal of a run that is not finished, those of its unfinished task
-    too. `label` names it in a report, `folder` is the name of its folder.
+    `about` is its `search.json` (scenario, tasks, machine, versions), empty where it ended before
+    that was written. `open` are the chains that have not come to their end, and how far each is.
+    `stored` counts the trials in the journal of a run that is not finished, those of its unfinished
+    task too. `label` names it in a report, `folder` is the name of its folder.
     """
 
     config: Config
@@ -70,9 +69,7 @@ class Run:
     @property
     def sequence(self) -> dict[str, Any]:
         """The scenario, wherever its data lies and however many of its tasks are taken."""
-        scenario = without_places(self.config.scenario.model_dump(exclude_none=True))
-        scenario.pop("tasks", None)
-        return scenario
+        return {k: v for k, v in self.about.get("scenario", {}).items() if k != "tasks"}
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
