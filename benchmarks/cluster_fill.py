@@ -67,7 +67,10 @@ def record() -> None:
     class Timed(InProcess):
         def run(self, job: Job, parts: Sequence[TaskData]) -> Iterator[TrialRecord | Ended]:
             begun = time.perf_counter()
-            yield from super().run(job, parts)
+            for event in super().run(job, parts):
+                if isinstance(event, TrialRecord):
+                    trials[event.method].append(event.duration)
+                yield event
             if isinstance(job, ConsolidateJob):
                 commits[job.chain.method].append(time.perf_counter() - begun)
 
@@ -75,9 +78,7 @@ def record() -> None:
     with tempfile.TemporaryDirectory(prefix="clsearch-fill-") as folder:
         search = sequence.Search(config, Path(folder), open_store(Path(folder)))
         silent: Any = Silent()
-        found = search.run(Timed(), silent, silent)
-    for one in found.records:
-        trials[one.method].append(one.duration)
+        search.run(Timed(), silent, silent)
     times = {
         "from": f"{config.name}, on {machine()}",
         "trial": {m: round(sum(s) / len(s), 4) for m, s in trials.items()},

@@ -117,8 +117,8 @@ def seconds(trials: int, searcher: Any, mlflow: bool, stored: bool) -> tuple[flo
         ran = time.perf_counter() - begun
         tracker.close(120.0)
         delivered = time.perf_counter() - begun - ran
-    if any(record.status != "COMPLETE" for record in found.records):
-        raise RuntimeError(f"a trial failed: {found.records}")
+    if set(found.trials.statuses) != {"COMPLETE"}:
+        raise RuntimeError(f"a trial failed: {found.trials}")
     return ran / TASKS, delivered, delivered + ran
 
 

@@ -154,7 +154,7 @@ def _search(search: Search, options: Options, resume: str, console: Console) -> 
     failed = [r.selection for r in found.results if r.selection.outcome == "failed"]
     tracker.finish(figures, _summary(found.results), "FAILED" if failed else "FINISHED")
     waiting = tracker.close(CLOSE)
-    print_tables(console, found.records, found.results)
+    print_tables(console, found.trials, found.results)
     if waiting or tracker.rejected:
         say(
             console,

@@ -115,8 +115,9 @@ class Outbox:
         self._lock = threading.Lock()
         files = folder.glob("*-*.json") if folder.is_dir() else []
         found = [Entry(file) for file in files if NUMBERED.match(file.name)]
-        self._waiting = deque(sorted(found, key=lambda entry: entry.number))
-        self._next = self._waiting[-1].number + 1 if self._waiting else 1
+        found.sort(key=lambda entry: entry.number)
+        self._waiting = deque(entry.file.name for entry in found)
+        self._next = found[-1].number + 1 if found else 1
         self._sweep()
 
     def __len__(self) -> int:
@@ -124,14 +125,17 @@ class Outbox:
 
     def identities(self) -> list[str]:
         """What waits, oldest first."""
-        return [entry.identity for entry in list(self._waiting)]
+        return [self._entry(name).identity for name in list(self._waiting)]
+
+    def _entry(self, name: str) -> Entry:
+        return Entry(self.folder / name)
 
     def append(self, identity: str, content: Mapping[str, Any], files: Mapping[str, Path]) -> None:
         """Adds an entry with copies of `files` (path inside the entry: source, file or folder).
         Raises `StoreError` when it cannot be written; nothing is left behind then.
         """
         with self._lock:
-            entry = Entry(self.folder / f"{self._next:08d}-{identity}.json")
+            entry = self._entry(f"{self._next:08d}-{identity}.json")
             try:
                 for inside, source in files.items():
                     target = entry.files / inside
@@ -145,13 +149,13 @@ class Outbox:
                     raise
                 raise StoreError(f"{entry.files} cannot be written: {error}") from error
             self._next += 1
-            self._waiting.append(entry)
+            self._waiting.append(entry.file.name)
 
     def first(self) -> Entry | None:
-        return self._waiting[0] if self._waiting else None
+        return self._entry(self._waiting[0]) if self._waiting else None
 
     def second(self) -> Entry | None:
-        return self._waiting[1] if len(self._waiting) > 1 else None
+        return self._entry(self._waiting[1]) if len(self._waiting) > 1 else None
 
     def remove(self, entry: Entry) -> None:
         """Forgets a delivered entry, and what was set aside of it when it was refused before.
@@ -169,7 +173,7 @@ class Outbox:
         with self._lock:
             entry.file.unlink(missing_ok=True)
             shutil.rmtree(entry.files, ignore_errors=True)
-            self._waiting.remove(entry)
+            self._waiting.remove(entry.file.name)
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Moves an entry to `rejected/`, with the reason. Raises `StoreError` or `OSError`."""

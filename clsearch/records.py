@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -169,6 +170,23 @@ class TrialRecord:
         for name in ("layers", "units", "free", "curve"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
+
+
+@dataclass
+class Tally:
+    """How many trials ended with which status, and the seconds of training they took."""
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+    def add(self, record: TrialRecord) -> None:
+        self.statuses[record.status] += 1
+        self.seconds += record.duration
+
+    def __str__(self) -> str:
+        counted = [(self.statuses[s], s.lower()) for s in ("COMPLETE", "PRUNED", "FAILED")]
+        said = ", ".join(f"{n} {status}" for n, status in counted if n)
+        return f"{self.statuses.total()} trials ({said}), {self.seconds:.0f} s of training"
 
 
 @dataclass(frozen=True)

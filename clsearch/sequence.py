@@ -34,7 +34,7 @@ from clsearch.protocols import (
     Steps,
     Tracker,
 )
-from clsearch.records import Chain, Selection, TaskRecord, TaskResult, TrialRecord, digest
+from clsearch.records import Chain, Selection, Tally, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.refinement import Entry, Refinement
 from clsearch.report.run_files import RunFiles
 from clsearch.report.selection_figures import write_selection_figures
@@ -51,11 +51,11 @@ SEEN = ("number", "name", "classes", "digest", "train", "validation", "test")
 
 @dataclass
 class Found:
-    """What a search found: every finished trial, without its curve and its scan, and every
-    selection. `trained` counts new trials."""
+    """What a search found: every selection, without its candidates, and a count of the trials.
+    `trained` counts new ones."""
 
     config: Config
-    records: list[TrialRecord] = field(default_factory=list)
+    trials: Tally = field(default_factory=Tally)
     results: list[TaskResult] = field(default_factory=list)
     trained: int = 0
     reused: int = 0
@@ -115,8 +115,7 @@ class Search:
         self._files = RunFiles(out, layers)
         self._at_work: dict[Chain, _Chain] = {}
         self._reported: set[str] = set()
-        self._finished: dict[tuple[int, int], TaskResult] = {}
-        self._unwritten: dict[tuple[int, int], Entry] = {}
+        self._unwritten: dict[tuple[int, int], tuple[TaskResult, Entry | None]] = {}
 
     def info(self) -> SearchInfo:
         """What the tracker says of the search as a whole."""
@@ -149,7 +148,7 @@ class Search:
         about = {"scenario": scenario, "tasks": tasks, **machine()}
         atomic_write(self.out / ABOUT, json.dumps(about, indent=1) + "\n")
         searcher.begin(self.config, self.store)
-        self._finished, self._unwritten, self._reported = {}, {}, set()
+        self._unwritten, self._reported = {}, set()
         for number, c in enumerate(chains):
             c.steps = self._learn(c, number)
             next(c.steps)
@@ -221,9 +220,9 @@ class Search:
 
     def _keep(self, c: _Chain, place: tuple[int, int], entry: Entry | None) -> None:
         """Keeps a task of a chain until it is written; nothing else holds its trials then."""
-        self._finished[place] = c.history[-1]
-        if entry is not None:
-            self._unwritten[place] = entry
+        result = c.history.pop()
+        self._unwritten[place] = result, entry
+        c.history.append(_bare(result))
 
     def _task(self, c: _Chain, task: Task) -> Steps[Entry | None]:
         """One task of a chain: its trials, then its selection."""
@@ -372,13 +371,16 @@ class Search:
 
     def _write(self, over: int) -> None:
         """Writes what is known of the tasks that are over, in the order of tasks and chains."""
-        places = sorted(place for place in self._finished if place[0] <= over)
-        records: list[TrialRecord] = []
-        for task in sorted({task for task, _ in places}):
-            of = [self._unwritten.pop(place, None) for place in places if place[0] == task]
-            entries = [entry for entry in of if entry is not None]
-            records += [r for entry in entries for r in entry.records]
-            records += [r for entry in entries for r in entry.tuned]
-        self.found.records += [replace(r, scan=(), curve=()) for r in records]
-        self.found.results = [self._finished[place] for place in places]
-        self._files.write(records, self.found.results)
+        places = sorted(place for place in self._unwritten if place[0] <= over)
+        ended = [self._unwritten.pop(place) for place in places]
+        records = [r for _, e in ended if e is not None for r in (*e.records, *e.tuned)]
+        for record in records:
+            self.found.trials.add(record)
+        self._files.write(records, [result for result, _ in ended])
+        self.found.results += [_bare(result) for result, _ in ended]
+        self._reported.difference_update(r.trial_key for r in records)
+
+
+def _bare(result: TaskResult) -> TaskResult:
+    """A result without its candidates, which the files have, and which are many."""
+    return replace(result, selection=replace(result.selection, candidates=()))

@@ -12,7 +12,7 @@ from helpers import Learner, SerialSearcher, SilentProgress, SilentTracker, tiny
 
 from clsearch.config import AugmentConfig, parse_config
 from clsearch.errors import InputError
-from clsearch.folder import open_store
+from clsearch.folder import open_store, records_of
 from clsearch.methods.base import MethodOptions, Start
 from clsearch.methods.finetune import Finetune
 from clsearch.models.base import initial_head, initial_parameters
@@ -20,7 +20,6 @@ from clsearch.models.cnn_narrow import CLNPNarrow, NarrowOptions
 from clsearch.records import digest
 from clsearch.rng import generator
 from clsearch.sequence import Search
-from clsearch.store import read_record
 from clsearch.system import resolve
 from clsearch.training.augment import Views
 from clsearch.training.batch import Batch, Readout
@@ -170,11 +169,9 @@ def augmented(**sections: Any) -> dict[str, Any]:
 
 def run(out: Path, searcher: SerialSearcher) -> dict[str, Any]:
     """Every trial's curve by its key."""
-    store = open_store(out)
-    search = Search(resolve(parse_config(augmented())), out, store)
-    found = search.run(searcher, SilentTracker(), SilentProgress())
-    records = [read_record(store, r.trial_key) for r in found.records]
-    return {r.trial_key: (r.curve, r.scan) for r in records if r is not None}
+    search = Search(resolve(parse_config(augmented())), out, open_store(out))
+    search.run(searcher, SilentTracker(), SilentProgress())
+    return {r.trial_key: (r.curve, r.scan) for r in records_of(out)}
 
 
 def test_a_resumed_run_is_the_same(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_methods_learn_facts(
     search, found, store = run(
         whole(root, method, scenario=place, training={"epochs": 8, "batch_size": 16}), tmp_path
     )
-    assert {r.status for r in found.records} == {"COMPLETE"}
+    assert set(found.trials.statuses) == {"COMPLETE"}
     assert [r.selection.outcome for r in found.results] == ["selected"] * 2
     constant = 1 / 4  # four facts of as many images
     for result in found.results:

@@ -28,7 +28,7 @@ from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import open_store, records_of, results_of, write_config
 from clsearch.methods.clnp import CLNP
 from clsearch.protocols import ConsolidateJob, Ended, FineTuneJob, Job, LayerScanJob
-from clsearch.records import LayerPruning, Selection, TrialRecord
+from clsearch.records import Candidate, LayerPruning, Selection, TaskResult, TrialRecord
 from clsearch.scenarios.base import TaskData
 from clsearch.selection import SLACK, select
 from clsearch.sequence import Found, Search
@@ -58,6 +58,17 @@ def tuned(
 
 def selections(found: Found) -> list[Selection]:
     return [r.selection for r in found.results]
+
+
+def candidates(out: Path, selection: Selection) -> tuple[Candidate, ...]:
+    """What the files say of the trials that a selection was made from."""
+    results = [
+        TaskResult.from_json(data, ())
+        for data in json.loads((out / "selections.json").read_bytes())
+    ]
+    place = (selection.chain, selection.task)
+    (own,) = (r.selection for r in results if (r.selection.chain, r.selection.task) == place)
+    return own.candidates
 
 
 # --- fine-tuning ---------------------------------------------------------------------------------
@@ -114,7 +125,7 @@ def test_a_search_with_fine_tuning_forgets_nothing_and_says_what_it_did(
     remembered: dict[int, torch.Tensor] = {}
     for result in found.results:
         chosen, (state, meta) = result.selection, read_commit(search.store, str(result.commit))  # type: ignore[misc]
-        candidate = next(c for c in chosen.candidates if c.chosen)
+        candidate = next(c for c in candidates(tmp_path, chosen) if c.chosen)
         (only,) = chosen.rounds
         assert only.pruned == candidate.accuracy
         assert only.sparsity == candidate.sparsity
@@ -144,7 +155,8 @@ def test_a_search_with_fine_tuning_forgets_nothing_and_says_what_it_did(
         assert (row["hp_lr"], row["hp_l1"], row["epochs"]) == (1e-3, 1e-4, 2)
     chosen_keys = {row["trial_key"] for row in table if row["selected"]}
     assert chosen_keys == {s.trial_key for s in selections(found)}
-    assert [r.selection for r in results_of(tmp_path)] == selections(found)
+    read = [replace(r.selection, candidates=()) for r in results_of(tmp_path)]
+    assert read == selections(found)
     assert len(records_of(tmp_path)) == len(table)
 
 
@@ -161,10 +173,10 @@ def test_a_second_run_fine_tunes_nothing_and_damage_is_mended(tmp_path: Path) ->
 
 
 def test_fine_tuning_is_no_part_of_a_trials_key(tmp_path: Path) -> None:
-    plain = run(tmp_path, tuned(tune=None))
-    known = {r.trial_key for r in plain.records if r.task == 1}
-    later = run(tmp_path, tuned())
-    assert {r.trial_key for r in later.records if r.task == 1 and not r.fine_tuned} == known
+    run(tmp_path, tuned(tune=None))
+    known = {r.trial_key for r in records_of(tmp_path) if r.task == 1}
+    run(tmp_path, tuned())
+    assert {r.trial_key for r in records_of(tmp_path) if r.task == 1 and not r.fine_tuned} == known
 
 
 def test_what_fine_tuning_makes_worse_is_not_kept(tmp_path: Path) -> None:
@@ -233,14 +245,16 @@ def test_pruning_by_layer_frees_more_and_stays_within_the_margin(
     assert len(chosen.thresholds) == len(chosen.layers)
     assert (chosen.accuracy or 0) >= (chosen.floor or 1) - SLACK
     assert sum(chosen.free) >= sum(whole.free)
-    by_key = {c.trial_key: c for c in whole.candidates}
-    for candidate in chosen.candidates:
+    by_key = {c.trial_key: c for c in candidates(tmp_path / "whole", whole)}
+    offered = candidates(tmp_path / "layers", chosen)
+    assert len(offered) == len(by_key) > 1
+    for candidate in offered:
         before = by_key[candidate.trial_key]
         assert candidate.threshold == before.threshold
         if before.threshold is not None:
             assert all(t >= before.threshold for t in candidate.thresholds)
             assert all(a >= b for a, b in zip(candidate.free, before.free, strict=True))
-    assert sum(chosen.free) == max(sum(c.free) for c in chosen.candidates if c.accuracy is not None)
+    assert sum(chosen.free) == max(sum(c.free) for c in offered if c.accuracy is not None)
     for result in found.results:
         stored = read_commit(open_store(tmp_path / "layers"), str(result.commit))
         assert stored is not None
@@ -311,6 +325,7 @@ def test_fine_tuning_that_raises_is_a_failed_trial(
         (done,) = chosen.rounds
         assert (done.recovered, done.kept) == (None, False)
         assert done.why.endswith("RuntimeError: no way")
-        assert chosen.trial_key == next(c.trial_key for c in chosen.candidates if c.chosen)
-    failed = [r for r in found.records if r.fine_tuned]
+        won = (c.trial_key for c in candidates(tmp_path, chosen) if c.chosen)
+        assert chosen.trial_key == next(won)
+    failed = [r for r in records_of(tmp_path) if r.fine_tuned]
     assert {r.status for r in failed} == {"FAILED"}

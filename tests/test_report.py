@@ -15,14 +15,17 @@ from made_up import LAYERS, Made, accounted, run, trials
 from rich.console import Console
 
 from clsearch.errors import DamagedError
-from clsearch.records import TaskResult
+from clsearch.records import Tally, TaskResult
 from clsearch.report.parquet import Tables, read_table, trials_of
 from clsearch.report.tables import print_tables
 
 
 def printed(found: Made, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_tables(console, *found)
+    trials = Tally()
+    for record in found[0]:
+        trials.add(record)
+    print_tables(console, trials, found[1])
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -128,7 +131,7 @@ def test_trials_parquet(tmp_path: Path) -> None:
 
 def test_tables_written_task_by_task_are_those_written_at_once(tmp_path: Path) -> None:
     """With hyperparameters that only later tasks have, and a first task that only failed."""
-    records, results = run(["ewc", "finetune"], 3, seeds=2)
+    records, results = accounted(run(["clnp", "finetune"], 3, seeds=2))
     first = [r for r in records if r.task == 1 and r.status == "FAILED"]
     rest = [[r for r in records if r.task == task] for task in (2, 3)]
     assert all([first, *rest])
@@ -140,7 +143,7 @@ def test_tables_written_task_by_task_are_those_written_at_once(tmp_path: Path) -
     Tables(whole, LAYERS).write([*first, *rest[0], *rest[1]], results)
     tables = Tables(parts, LAYERS)
     for task, own in enumerate((first, *rest), 1):
-        tables.write(own, [r for r in results if r.selection.task <= task])
+        tables.write(own, [r for r in results if r.selection.task == task])
     for name in ("trials", "scan", "capacity"):
         assert read_table(parts / f"{name}.parquet") == read_table(whole / f"{name}.parquet")
     added = pq.read_table(parts / "trials.parquet").column("hp_l1").to_pylist()

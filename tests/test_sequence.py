@@ -22,7 +22,7 @@ import clsearch.sequence
 from clsearch.config import parse_config
 from clsearch.data.base import Samples
 from clsearch.errors import InputError, StoreError
-from clsearch.folder import open_store, results_of, write_config
+from clsearch.folder import open_store, records_of, results_of, write_config
 from clsearch.identity import identity
 from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
@@ -34,7 +34,7 @@ from clsearch.scenarios._common import SourceScenario
 from clsearch.selected import open_selected
 from clsearch.sequence import Found, Search
 from clsearch.status import print_status
-from clsearch.store import MANIFEST, Store, read_commit, read_record
+from clsearch.store import MANIFEST, Store, read_commit
 from clsearch.system import resolve
 from clsearch.training.batch import DeviceData, Readout, answer
 
@@ -103,12 +103,12 @@ def test_all_methods_and_a_second_run_that_trains_nothing(
     trials = len(METHODS) * 2 * 2
     assert found.trained == trials
     assert found.reused == 0
-    assert len(found.records) == trials
-    assert all(r.status == "COMPLETE" for r in found.records)
+    assert found.trials.statuses == {"COMPLETE": trials}
+    assert found.trials.seconds == pytest.approx(sum(r.duration for r in records_of(tmp_path)))
     assert set(map(tuple, outcomes(found).values())) == {("selected", "selected")}
     assert {p.name for p in tmp_path.iterdir()} >= {*WRITTEN, "trials.parquet", "scan.parquet"}
     assert pq.read_table(tmp_path / "trials.parquet").num_rows == trials
-    assert {r.trial_key for r in tracker.trials} == {r.trial_key for r in found.records}
+    assert {r.trial_key for r in tracker.trials} == {r.trial_key for r in records_of(tmp_path)}
     assert len(tracker.commits) == len(METHODS) * 2
     first = written(tmp_path)
 
@@ -207,7 +207,8 @@ def test_an_enlarged_grid_trains_only_what_is_new(tmp_path: Path) -> None:
     more = SerialSearcher()
     found = run(tmp_path, settings(methods, search={"grid": {"lr": [0.003, 0.001, 0.01]}}), more)
     assert (found.trained, found.reused) == (4, 8)
-    assert {r.hyperparameters["lr"] for r in found.records if r.trial_key in more.keys} == {0.001}
+    trained = [r for r in records_of(tmp_path) if r.trial_key in more.keys]
+    assert {r.hyperparameters["lr"] for r in trained} == {0.001}
     fresh = tmp_path / "fresh"
     run(fresh, settings(methods, search={"grid": {"lr": [0.003, 0.001, 0.01]}}))
     assert written(fresh) == written(tmp_path)
@@ -217,18 +218,18 @@ def test_more_methods_and_seeds_train_only_their_own(tmp_path: Path) -> None:
     run(tmp_path, settings(["finetune"]))
     found = run(tmp_path, settings(["ewc", "finetune"], seeds=[0, 7]))
     assert (found.trained, found.reused) == (12, 4)
-    assert len({r.trial_key for r in found.records}) == 16
+    assert len({r.trial_key for r in records_of(tmp_path)}) == 16
 
 
 def test_a_changed_margin_trains_at_most_what_has_a_new_parent(tmp_path: Path) -> None:
     none = {"margin": 0, "thresholds": 10}
     before = run(tmp_path, settings(["finetune", "clnp", "from_scratch"], selection=none))
     margin = {"margin": 60, "thresholds": 10}
+    known = {r.trial_key for r in records_of(tmp_path)}
     searcher = SerialSearcher()
     after = run(
         tmp_path, settings(["finetune", "clnp", "from_scratch"], selection=margin), searcher
     )
-    known = {r.trial_key for r in before.records}
     assert not known & set(searcher.keys)
 
     def parents(found: Found) -> dict[Chain, str | None]:
@@ -236,28 +237,25 @@ def test_a_changed_margin_trains_at_most_what_has_a_new_parent(tmp_path: Path) -
 
     changed = {c for c, commit in parents(after).items() if parents(before)[c] != commit}
     assert Chain("clnp", 0) in changed  # θ is another one
-    trained = {r.chain for r in after.records if r.trial_key in searcher.keys}
-    assert trained == changed - {Chain("from_scratch", 0)}
-    assert all(r.task == 2 for r in after.records if r.trial_key in searcher.keys)
+    trained = [r for r in records_of(tmp_path) if r.trial_key in searcher.keys]
+    assert {r.chain for r in trained} == changed - {Chain("from_scratch", 0)}
+    assert all(r.task == 2 for r in trained)
 
 
 def test_first_task_protocol_searches_once(tmp_path: Path) -> None:
     search = {"protocol": "first_task", "grid": {"lr": [0.003, 0.01]}}
     found = run(tmp_path, settings(["finetune"], search=search))
-    assert [r.task for r in found.records] == [1, 1, 2]
+    assert [r.task for r in records_of(tmp_path)] == [1, 1, 2]
     first, second = (r.selection for r in found.results)
     assert first.hyperparameters == second.hyperparameters
 
 
 def test_strengths_of_layers_are_searched_and_stand_in_the_tables(tmp_path: Path) -> None:
     entry = {"name": "clnp", "grid": {"l1.fc1": [0.0, 0.01], "lr": 0.01}}
-    found = run(tmp_path, settings([entry]))
+    run(tmp_path, settings([entry]))
     rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
     assert sorted(row["hp_l1.fc1"] for row in rows) == [0.0, 0.0, 0.01, 0.01]
-    store = open_store(tmp_path)
-    weak, strong = (read_record(store, r.trial_key) for r in found.records[:2])
-    assert weak is not None
-    assert strong is not None
+    weak, strong = (r for r in records_of(tmp_path) if r.task == 1)
     assert weak.curve != strong.curve or weak.scan != strong.scan
     assert "l1.fc1" in json.loads((tmp_path / "selections.json").read_text())[0]["hyperparameters"]
 
@@ -408,8 +406,8 @@ def test_a_method_whose_trials_all_fail_ends_alone(tmp_path: Path) -> None:
     hot = next(r for r in found.results if r.selection.method == "hot")
     assert hot.commit is None
     assert "not finite" in hot.selection.reason
-    assert {r.status for r in found.records if r.method == "hot"} == {"FAILED"}
-    assert len([r for r in found.records if r.method == "hot"]) == 2
+    failed = [r.status for r in records_of(tmp_path) if r.method == "hot"]
+    assert failed == ["FAILED"] * 2
     before = written(tmp_path)
     assert run(tmp_path, settings(methods)).trained == 0
     assert written(tmp_path) == before
@@ -598,11 +596,10 @@ def test_test_labels_change_no_selection(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_trial_in_a_search_is_the_trial_alone(tmp_path: Path) -> None:
     """The first task's record says what the same training by hand reaches."""
     data = settings(["finetune"])
-    found = run(tmp_path, data)
+    run(tmp_path, data)
     search = Search(resolve(parse_config(data)), tmp_path, open_store(tmp_path))
     chain = Learner(search.config, [search.scenario.data(1)], True)
-    record = read_record(search.store, found.records[0].trial_key)
-    assert record is not None
+    record = records_of(tmp_path)[0]
     (alone,) = chain.train(chain.begin(None, 1), 1, [record.hyperparameters])
     assert alone.accuracy == record.validation_accuracy
     assert tuple(alone.curve) == record.curve
@@ -623,15 +620,15 @@ class LosingSearcher(SerialSearcher):
 
 def test_trials_lost_to_the_machine_are_trained_by_the_next_run(tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
-    found = run(out, settings(["finetune", "ewc"]), LosingSearcher("ewc"))
-    lost = [r for r in found.records if r.method == "ewc"]
+    run(out, settings(["finetune", "ewc"]), LosingSearcher("ewc"))
+    lost = [r for r in records_of(out) if r.method == "ewc"]
     assert [(r.status, r.lost, r.reason) for r in lost] == [
         ("FAILED", True, "its worker died 4 times")
     ] * 2
     searcher = SerialSearcher()
     again = run(out, settings(["finetune", "ewc"]), searcher)
     assert again.trained == 4  # both tasks of ewc; finetune's trials are not touched
-    assert {r.method for r in again.records if r.trial_key in searcher.keys} == {"ewc"}
+    assert {r.method for r in records_of(out) if r.trial_key in searcher.keys} == {"ewc"}
     run(whole, settings(["finetune", "ewc"]))
     assert written(out) == written(whole)
 

@@ -29,6 +29,7 @@ class _Part:
     names: frozenset[str]
     trials: Any
     points: Any
+    capacity: Any
 
 
 class Tables:
@@ -41,37 +42,25 @@ class Tables:
 
     def __init__(self, out: Path, layers: Sequence[str] = ()) -> None:
         self._out, self._layers = out, layers
-        self._parts: dict[tuple[int, str, int], _Part] = {}
+        self._parts: dict[_Place, _Part] = {}
 
     def write(self, records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> None:
-        """Writes all of a run: `records` are those of chains and tasks not written before,
-        `results` all so far. Raises `StoreError` when that cannot be done."""
+        """Adds the trials and the results of chains and tasks not written before, and writes all.
+        Raises `StoreError` when that cannot be done."""
         import pyarrow as pa
 
-        by_place: dict[tuple[int, str, int], list[TrialRecord]] = {}
-        for record in sorted(records, key=lambda r: r.trial_key):
-            by_place.setdefault((record.task, record.method, record.seed), []).append(record)
         self._layers = self._layers or next((r.layers for r in records if r.layers), ())
-        selections = {
-            (s.task, s.method, s.seed): s for s in (result.selection for result in results)
-        }
-        for place, own in by_place.items():
-            self._parts[place] = _part(own, selections.get(place), self._layers)
+        trials: dict[_Place, list[TrialRecord]] = {}
+        for record in sorted(records, key=lambda r: r.trial_key):
+            trials.setdefault((record.task, record.method, record.seed), []).append(record)
+        found = {(s.task, s.method, s.seed): r for r in results for s in (r.selection,)}
+        for place in {*trials, *found}:
+            self._parts[place] = _part(trials.get(place, ()), found.get(place), self._layers)
         made = [self._parts[place] for place in sorted(self._parts)]
         names = sorted({name for part in made for name in part.names})
         self._write("trials", [p.trials for p in made], _trial_columns(names), self._layers)
         self._write("scan", [p.points for p in made], _SCAN_COLUMNS, self._layers)
-        accounts = [
-            {
-                **{name: getattr(result.selection, name) for name in ("method", "seed", "task")},
-                **layer.to_json(),
-                "transfer": result.transfer,
-            }
-            for result in sorted(results, key=lambda r: (r.selection.task, str(r.selection.chain)))
-            for layer in result.capacity
-        ]
-        capacity = _table(accounts, _CAPACITY_COLUMNS, ())
-        self._write("capacity", [capacity], _CAPACITY_COLUMNS, ())
+        self._write("capacity", [p.capacity for p in made], _CAPACITY_COLUMNS, ())
         pa.default_memory_pool().release_unused()
 
     def _write(
@@ -94,18 +83,22 @@ class Tables:
 
 
 def _part(
-    records: Sequence[TrialRecord], selection: Selection | None, layers: Sequence[str]
+    records: Sequence[TrialRecord], result: TaskResult | None, layers: Sequence[str]
 ) -> _Part:
     names = sorted({name for record in records for name in record.hyperparameters})
+    selection = result.selection if result else None
     trials = [_trial_row(r, selection, names, layers) for r in records]
     points = [_scan_row(r, i, layers) for r in records for i in range(len(r.scan))]
-    columns = _trial_columns(names)
     return _Part(
         frozenset(names),
-        _table(trials, columns, layers),
+        _table(trials, _trial_columns(names), layers),
         _table(points, _SCAN_COLUMNS, layers),
+        _table(_capacity_rows(result) if result else [], _CAPACITY_COLUMNS, ()),
     )
 
+
+_Place = tuple[int, str, int]
+"""Task, method and seed."""
 
 _PLACE = {"method": "string", "seed": "int64", "task": "int64", "trial_key": "string"}
 _SCAN_COLUMNS = _PLACE | {"threshold": "double", "accuracy": "double", "free": "int64"}
@@ -171,6 +164,12 @@ def _scan_row(record: TrialRecord, i: int, layers: Sequence[str]) -> dict[str, A
     row: dict[str, Any] = {name: getattr(record, name) for name in _PLACE}
     row |= {"threshold": point.threshold, "accuracy": point.accuracy, "free": sum(point.free)}
     return {**row, "free_by_layer": _by_layer(layers, point.free)}
+
+
+def _capacity_rows(result: TaskResult) -> list[dict[str, Any]]:
+    place = {name: getattr(result.selection, name) for name in ("method", "seed", "task")}
+    said = {**place, "transfer": result.transfer}
+    return [{**said, **layer.to_json()} for layer in result.capacity]
 
 
 def _by_layer(layers: Sequence[str], values: Sequence[float]) -> dict[str, float]:

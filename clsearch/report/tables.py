@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from clsearch.metrics import Matrix, accuracy_matrix, average_accuracy, average_forgetting
-from clsearch.records import Selection, TaskResult, TrialRecord
+from clsearch.records import Selection, Tally, TaskResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,7 +122,7 @@ class Sheet:
         return range(len(self.header))
 
 
-def sheets(records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> list[Sheet]:
+def sheets(trials: Tally, results: Sequence[TaskResult]) -> list[Sheet]:
     """What a run came to: result, accuracy by task, selected hyperparameters, ended chains."""
     methods = by_method(results)
     if not methods:
@@ -130,7 +130,7 @@ def sheets(records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> lis
     tasks = max(r.selection.task for r in results)
     ended = ended_sheet(methods)
     return [
-        _result_sheet(methods, tasks, records),
+        _result_sheet(methods, tasks, trials),
         *_free_sheets(methods),
         *_accuracy_sheets(methods, tasks),
         hyperparameter_sheet(methods),
@@ -138,17 +138,13 @@ def sheets(records: Sequence[TrialRecord], results: Sequence[TaskResult]) -> lis
     ]
 
 
-def print_tables(
-    console: Console, records: Sequence[TrialRecord], results: Sequence[TaskResult]
-) -> None:
+def print_tables(console: Console, trials: Tally, results: Sequence[TaskResult]) -> None:
     """Prints the tables of a run; legible without a terminal too."""
-    for sheet in sheets(records, results):
+    for sheet in sheets(trials, results):
         sheet.print(console)
 
 
-def _result_sheet(
-    methods: Mapping[str, list[ChainView]], tasks: int, records: Sequence[TrialRecord]
-) -> Sheet:
+def _result_sheet(methods: Mapping[str, list[ChainView]], tasks: int, trials: Tally) -> Sheet:
     few = all(len(free) <= _LAYERS_ACROSS for free in map(free_neurons, methods.values()))
     rows = []
     for method, chains in methods.items():
@@ -182,7 +178,7 @@ def _result_sheet(
         about.append(f"{TRANSFER} {TRANSFERRED}")
     about.append("KiB: what the method remembers beside the network.")
     header = ("method", "tasks", "ACC %", "forgetting", "sparsity", "KiB", "free neurons")
-    note = " ".join([*about, _trials(records)]).strip()
+    note = " ".join([*about, *([f"{trials}."] if trials.statuses else [])])
     return Sheet("Result", header if few else header[:-1], tuple(rows), frozenset({0, 6}), note)
 
 
@@ -311,14 +307,6 @@ def kib(values: Iterable[int | None]) -> str:
 def _fixed(value: float, digits: int) -> str:
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-def _trials(records: Sequence[TrialRecord]) -> str:
-    if not records:
-        return ""
-    counts = Counter(r.status.lower() for r in records)
-    said = ", ".join(f"{counts[s]} {s}" for s in ("complete", "pruned", "failed") if counts[s])
-    return f"{len(records)} trials ({said}), {sum(r.duration for r in records):.0f} s of training."
 
 
 def number(value: float) -> str:

@@ -32,11 +32,11 @@ STOP = 10.0
 """Seconds that Tune has to end."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Work:
     """A job, with references to the data it needs, and to the rest of the job where that holds
-    tensors. Tune copies its settings, and keeps them for good; this is one thing, and what it
-    refers to is let go when the job is over."""
+    tensors. Tune copies its settings, writes them out as the name of a trial, and keeps them for
+    good; this is one thing, has no words, and lets go of all when the job is over."""
 
     job: Job
     data: Mapping[int, Any]
@@ -44,6 +44,9 @@ class Work:
 
     def __deepcopy__(self, memo: Any) -> Work:
         return self
+
+    def let_go(self) -> None:
+        vars(self).clear()
 
 
 class _OverError(Exception):
@@ -126,7 +129,7 @@ class TuneRun:
         if lost and self.rounds[place] < ROUNDS:
             self.submit([work])
         else:
-            work.data, work.rest = {}, None
+            work.let_go()
             self.events.put(Ended(job, lost))
 
     def _fit(self, trainable: Any) -> None:
@@ -202,8 +205,15 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         return _Relay, (None,)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        if self.run is not None:
-            self.run.check()
+        """Tune goes through its list of trials at every step, and keeps what they reported: those
+        that are over are taken off the list, and emptied."""
+        if self.run is None:
+            return
+        self.run.check()
+        for trial in [trial for trial in trials if trial.is_finished()]:
+            trials.remove(trial)
+            trial.run_metadata = type(trial.run_metadata)()
+            shutil.rmtree(trial.local_path, ignore_errors=True)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
