@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.train._internal import storage as storage_module
+from ray.tune.experiment import Trial
 
 from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
 from clsearch.records import Chain
-from clsearch.search.tune_run import ROUNDS, TuneRun, Work
+from clsearch.search.tune_run import ROUNDS, TuneRun, Work, _Relay
 
 
 @pytest.fixture
@@ -62,4 +65,29 @@ def test_a_lost_job_has_further_rounds_of_its_own(run: TuneRun) -> None:
     event = run.wait()
     assert isinstance(event, Ended)
     assert event.lost == "died"
-    assert (work.data, work.rest) == ({}, None)  # Tune keeps the work for good
+    assert vars(work) == {}  # Tune keeps the work for good
+
+
+def test_tune_keeps_nothing_of_a_trial_that_is_over(
+    run: TuneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trial(name: str, status: str) -> Trial:
+        made = Trial("trainable", stub=True, trial_id=name, storage=storage)
+        made.init_local_path()
+        made.update_last_result({"loss": 0.5, "training_iteration": 1})
+        made.set_status(status)
+        return made
+
+    # What it asks a running Ray for.
+    monkeypatch.setattr(storage_module, "_get_ray_train_session_dir", lambda: str(tmp_path / "ray"))
+    storage = storage_module.StorageContext(
+        storage_path=str(tmp_path), experiment_dir_name="search"
+    )
+    statuses = [Trial.TERMINATED, Trial.RUNNING, Trial.ERROR, Trial.PENDING]
+    trials = [trial(f"trial-{i}", status) for i, status in enumerate(statuses)]
+    listed = list(trials)
+    run.queue.append((1, 0.0, 0, pack(1, "a")))
+    _Relay(run).on_step_begin(1, listed)
+    assert listed == [trials[1], trials[3]]
+    kept = [t.has_reported_at_least_once for t in trials]
+    assert kept == [Path(t.local_path).exists() for t in trials] == [False, True, False, True]
