@@ -1,6 +1,58 @@
-"""`python -m clsearch` is `clsearch`."""
+"""Where the command line begins; `python -m clsearch` is `clsearch`."""
 
-from clsearch.cli import main
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from typing import NoReturn
+
+from clsearch.errors import ClsearchError, InputError
+from clsearch.signals import stop_on_signals
+
+_UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into messages and exit codes."""
+    stop_on_signals()
+    try:
+        from clsearch.cli import app  # takes a moment, in which Ctrl-C may come
+
+        app()
+    except ClsearchError as error:
+        _end(_as_option(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.errno not in _UNSEEN:
+            raise
+        allowed, reason = "one that this process can look at", f"The reason: {error.strerror}."
+        _end(InputError("path", os.fsdecode(error.filename), allowed, reason))
+
+
+def _end(error: ClsearchError) -> NoReturn:
+    print(f"clsearch: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _as_option(error: ClsearchError) -> ClsearchError:
+    """The same error, its field as it is typed where it is an option of the command that ran."""
+    if not isinstance(error, InputError):
+        return error
+    import typer
+
+    from clsearch.cli import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    invoked = next((commands[word] for word in sys.argv[1:] if word in commands), None)
+    options = {name for p in (invoked.params if invoked else ()) for name in p.opts}
+    typed = "--" + error.field.replace("_", "-")
+    return InputError(typed, error.value, error.allowed, error.step) if typed in options else error
+
 
 if __name__ == "__main__":
     main()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from clsearch.errors import MISSING, ClsearchError, InputError
+from clsearch.errors import MISSING, InputError
 from clsearch.records import NOT_STATED
-from clsearch.signals import stop_on_signals
 
 app = typer.Typer(
     name="clsearch",
@@ -252,7 +249,7 @@ def export(
         index = api.export_all(
             out,
             to,
-            format=format or "pt2",
+            format="pt2" if format is None else format,
             compact=compact,
             licence=licence,
             force=force,
@@ -368,29 +365,3 @@ def methods(
     from clsearch.catalogue import print_methods
 
     print_methods(name, Console())
-
-
-def _as_option(error: ClsearchError) -> ClsearchError:
-    """The same error, its field as it is typed where it is an option of the command that ran."""
-    if not isinstance(error, InputError):
-        return error
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    invoked = next((commands[word] for word in sys.argv[1:] if word in commands), None)
-    options = {name for p in (invoked.params if invoked else ()) for name in p.opts}
-    typed = "--" + error.field.replace("_", "-")
-    return InputError(typed, error.value, error.allowed, error.step) if typed in options else error
-
-
-def main() -> None:
-    """Entry point: runs a command and turns errors into messages and exit codes."""
-    stop_on_signals()
-    try:
-        app()
-    except ClsearchError as error:
-        print(f"clsearch: {_as_option(error)}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from clsearch.config import Config
 from clsearch.files import ABOUT
-from clsearch.folder import open_chains, results_of, run_config, tasks_of
+from clsearch.folder import chains_of, open_chains, results_of, run_config, tasks_of
 from clsearch.identity import without_places
 from clsearch.messages import say
 from clsearch.methods.base import Method
@@ -89,7 +89,7 @@ def compare(a: Path | str, b: Path | str) -> dict[str, Any]:
     }
     places = list(dict.fromkeys([*first.results, *second.results]))
     places.sort(key=lambda place: (str(place[0]), place[1]))
-    chains = [{chain for chain, _ in run.results} for run in (first, second)]
+    chains = [set(chains_of(run.config)) for run in (first, second)]
     both = chains[0] & chains[1]
     return {
         "runs": {name: _about(run) for name, run in (("a", first), ("b", second))},
@@ -258,7 +258,7 @@ def _theta(candidate: Candidate) -> str:
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested sections, by dotted names; lists are leaves."""
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         for key, part in value.items():
             yield from _flat(part, f"{name}.{key}" if name else str(key))
     else:

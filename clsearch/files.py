@@ -197,6 +197,9 @@ def check_parent(to: Path) -> None:
     if not folder.is_dir():
         step = f"There is no folder {folder}."
         raise InputError("to", str(to), "a name in a folder that exists", step)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        step = f"There is no permission to write into {folder}."
+        raise InputError("to", str(to), "a name in a folder that can be written", step)
 
 
 def check_file(to: Path, force: bool) -> None:
@@ -208,7 +211,7 @@ def check_file(to: Path, force: bool) -> None:
 
 def check_new(to: Path, force: bool) -> None:
     """Raises `InputError` for a file or folder that exists, unless `force`."""
-    if to.exists() and not force:
+    if os.path.lexists(to) and not force:
         step = "Use --force to replace it."
         raise InputError("to", str(to), "a name that does not exist yet", step)
 

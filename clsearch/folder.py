@@ -106,7 +106,7 @@ def results_of(out: Path) -> list[TaskResult]:
     Without those of chains that the config does not have any more. Raises `InputError` for a folder
     that is no run, `DamagedError` for files that cannot be read.
     """
-    chains = _chains(run_config(out))
+    chains = chains_of(run_config(out))
     try:
         selections = parse((out / "selections.json").read_bytes())
         matrix = parse((out / "accuracy_matrix.json").read_bytes())
@@ -129,7 +129,7 @@ def results_of(out: Path) -> list[TaskResult]:
 
 def open_chains(config: Config, results: Sequence[TaskResult], tasks: int) -> dict[Chain, int]:
     """The chains of a run of so many tasks that have not come to their end: how far each is."""
-    own = {c: [r.selection for r in results if r.selection.chain == c] for c in _chains(config)}
+    own = {c: [r.selection for r in results if r.selection.chain == c] for c in chains_of(config)}
     return {
         chain: len(selections)
         for chain, selections in own.items()
@@ -137,7 +137,8 @@ def open_chains(config: Config, results: Sequence[TaskResult], tasks: int) -> di
     }
 
 
-def _chains(config: Config) -> list[Chain]:
+def chains_of(config: Config) -> list[Chain]:
+    """The chains of a search: every method at every seed."""
     return [Chain(m.chain_name, seed) for m in config.methods for seed in config.seeds]
 
 

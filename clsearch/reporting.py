@@ -20,7 +20,7 @@ from clsearch.folder import (
 )
 from clsearch.messages import command, say
 from clsearch.records import TrialRecord
-from clsearch.report import write_report
+from clsearch.report import foreign, write_report
 from clsearch.report.drawing import helped, share
 from clsearch.report.parquet import trials_of
 from clsearch.report.source import Run
@@ -43,7 +43,8 @@ def report(
     """Writes the report on a run, or on several side by side; returns its page and its PNG files.
 
     `to` is by default `report` in the folder of the run; several runs need one. Unfinished runs are
-    reported as such. Raises `InputError` for a folder that is no run and a `to` that is in use,
+    reported as such. Raises `InputError` for a folder that is no run and a `to` that is in use, or
+    holds what would be replaced and is of no report,
     `DamagedError` for files that cannot be read.
     """
     with helped(_helper(outs), _state(outs)) as helper:
@@ -53,6 +54,9 @@ def report(
                 allowed = "the folder to write a report on several runs to"
                 raise InputError("to", MISSING, allowed)
             to, force = outs[0] / "report", True
+        elif other := foreign(to):
+            step = f"{to / other} is not of a report, and is left alone."
+            raise InputError("to", str(to), "a folder without files of these names", step)
         _check_target(to, force)
         return write_report(to, runs, helper, csv=csv, latex=latex)
 

@@ -127,6 +127,11 @@ def open_selected(out: Path, method: str, task: int, seed: int | None = None) ->
     return run.opened(run.selected(method, task, seed))
 
 
+def _check_licence(licence: str) -> None:
+    if not licence.strip():
+        raise InputError("licence", licence, f"words; without any it is {NOT_STATED!r}")
+
+
 def export(
     out: Path | str,
     method: str,
@@ -146,6 +151,7 @@ def export(
     and for files that exist, unless `force`; a failure leaves nothing.
     """
     run, to = _Run(Path(out)), Path(to)
+    _check_licence(licence)
     check_parent(to)
     check_target(to, force)
     return run.write(run.selected(method, task, seed), to, compact, licence, force)
@@ -171,6 +177,7 @@ def export_all(
     run, to = _Run(Path(out)), Path(to)
     if format not in formats():
         raise unknown("format", format, formats())
+    _check_licence(licence)
     check_parent(to)
     check_folder(to, files_of(to), force)
     there = [result for result in run.results if result.commit]

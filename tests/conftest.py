@@ -23,10 +23,12 @@ for _number, _handler in (
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Calls the entry point in this process: what is refused is refused before anything starts."""
-    from clsearch.cli import main
+    from clsearch.__main__ import main
 
     monkeypatch.delenv("CLSEARCH_DATA", raising=False)
-    monkeypatch.setattr("clsearch.cli.stop_on_signals", lambda: None)  # this process is pytest's
+    monkeypatch.setattr(
+        "clsearch.__main__.stop_on_signals", lambda: None
+    )  # this process is pytest's
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr("sys.argv", ["clsearch", *map(str, arguments)])

@@ -333,6 +333,18 @@ def test_searching_again_trains_nothing(searched: tuple[Path, str], tmp_path: Pa
     assert (out / "selections.json").read_bytes() == selected
 
 
+@pytest.mark.parametrize("command", ["report", "compare", "select", "status", "export"])
+def test_a_path_that_cannot_be_looked_at_is_refused(command: str, call: Any) -> None:
+    name = "a" * 300
+    more = {
+        "compare": [name],
+        "select": ["--margin", 1],
+        "export": ["--method", "ewc", "--task", 1, "--to", "m.pt2"],
+    }
+    ended = call(command, name, *more.get(command, []))
+    refused(ended, name, "can look at", "File name too long")
+
+
 def test_another_configs_folder_is_refused(
     searched: tuple[Path, str], call: Any, tmp_path: Path
 ) -> None:
@@ -517,7 +529,7 @@ def test_doctor_says_what_to_mend(
 
 IN_A_DESTRUCTOR = """
 import os, signal, sys, time
-from clsearch.cli import stop_on_signals
+from clsearch.signals import stop_on_signals
 
 class Dying:
     def __del__(self):

@@ -164,6 +164,22 @@ def test_unfinished_runs_and_chains_of_one_alone(first: Path, tmp_path: Path, ca
         assert words in ended.out
 
 
+def test_a_run_that_has_not_come_to_its_first_task(first: Path, tmp_path: Path, call: Any) -> None:
+    second = searched(tmp_path / "out")
+    for name in ("selections.json", "accuracy_matrix.json", "search.json"):
+        (second / name).unlink()
+    found = compare(first, second)
+    assert found["chains"] == {"a": [], "b": []}
+    assert {w for s in found["selections"] for w in s["why"]} == {"B has not come to this task"}
+    assert "alone" not in call("compare", first, second).out
+
+
+def test_axes_of_one_grid_alone(first: Path, tmp_path: Path) -> None:
+    second = searched(tmp_path / "out", search={"grid": {}})
+    changed = {c["field"]: (c["a"], c["b"]) for c in compare(first, second)["config"]}
+    assert changed == {"search.grid.lr": ([0.01, 0.02], None)}
+
+
 def test_a_folder_that_is_no_run(first: Path, tmp_path: Path, call: Any) -> None:
     refused(call("compare", first, tmp_path), "DIR", str(tmp_path), "config.yaml")
     refused(call("compare", tmp_path / "none", first), "DIR", "none")

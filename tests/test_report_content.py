@@ -350,6 +350,56 @@ def test_bad_input_is_refused(what: str, small: Path, tmp_path: Path, call: Call
     assert [p.name for p in tmp_path.rglob("*")] == ["taken", "thesis.tex"]
 
 
+@pytest.mark.parametrize("name", ["figures", "tables", "index.html", "index.md"])
+def test_force_takes_nothing_that_is_of_no_report(
+    name: str, small: Path, tmp_path: Path, call: Call
+) -> None:
+    mine = tmp_path / name
+    if "." not in name:
+        mine.mkdir()
+        mine /= "thesis.png"
+    mine.write_text("mine")
+    refused(call("report", small, "--to", tmp_path, "--force"), "--to", f"{tmp_path / name} is not")
+    assert mine.read_text() == "mine"
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("part", range(1, 8))
+def test_a_report_that_is_stopped_leaves_the_earlier_one(
+    part: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its parts is just being put in place."""
+    report([small], tmp_path, csv=True)
+    (tmp_path / "figures" / "mark").write_text("of the earlier one")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    moved, rename = 0, Path.rename
+
+    def stopped(self: Path, target: Path) -> Path:
+        nonlocal moved
+        if {self.parent, target.parent} > {tmp_path}:
+            moved += 1
+            if moved == part:
+                raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        report([small], tmp_path, latex=True, force=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_report_that_is_stopped_leaves_no_folder(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clsearch.report.page.page", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        report([small], tmp_path / "above" / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_force_writes_beside_what_is_there(small: Path, tmp_path: Path, call: Call) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     done = call("report", small, "--to", tmp_path, "--force")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from clsearch.records import LayerCapacity, Round, Selection
+from clsearch.records import Chain, LayerCapacity, Round, Selection
 from clsearch.report.canvas import WIDTH, fit, inches, legend, method_handles, style
 from clsearch.report.content import document
 from clsearch.report.document import Drawing
@@ -185,6 +185,20 @@ def test_the_star_is_the_model_that_was_kept() -> None:
     assert stars["plain"] == {CHOSEN: pytest.approx(pruned)}
     kept = (70.0, 100 * (0.95 - s.best))
     assert stars["tuned"] == {CHOSEN: pytest.approx(kept), "white": pytest.approx(pruned)}
+
+
+def test_titles_say_how_many_seeds_and_what_each_reached() -> None:
+    records, results = run(["clnp", "ewc"], 1, seeds=2)
+    one = [
+        replace(r, selection=replace(r.selection, best=0.95 + 0.01 * r.selection.seed))
+        for r in results
+        if r.selection.chain != Chain("ewc", 1)
+    ]
+    drawings = {d.name: d for d in document(labelled([told((records, one), 1)])).drawings}
+    titles = [t.get_text() for t in drawings["tradeoff_clnp"].draw().findobj(Text)]
+    assert "task 1: best 95.0-96.0 %" in titles
+    titles = [t.get_text() for t in drawings["accuracy"].draw().findobj(Text)]
+    assert any("(mean ± standard deviation, 1-2 seeds)" in t for t in titles)
 
 
 def test_a_trial_that_gains_by_pruning_stays_in_its_panel() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,19 @@ def test_a_method_with_a_model_for_each_task_was_trained_on_that_alone(
     about = export(run, "alone", 2, tmp_path / "m.safetensors")
     assert [t["number"] for t in about["trained_on"]["tasks"]] == [2]
     assert about["licence"]["model"] == "not stated"
+
+
+def test_a_licence_of_no_words_and_a_folder_that_cannot_be_written_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for write in (export_all, partial(export, method="clnp", task=1)):
+        with pytest.raises(InputError, match="licence: ' ' is not allowed"):
+            write(run, to=tmp_path / "m.pt2", licence=" ")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    for write in (export_all, partial(export, method="clnp", task=1)):
+        with pytest.raises(InputError, match=f"permission to write into {tmp_path}"):
+            write(run, to=tmp_path / "m.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_licences_of_own_data_are_what_the_config_says(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def print_export(about: Mapping[str, Any], to: Path, console: Console) -> None:
         say(console, _checked(about["check"]))
     if format_of(to, "to").folder:
         say(console, f"{to}/MLmodel: what it is, how it was chosen, its digests")
-        say(console, f"Serve it: mlflow models serve -m {to} --env-manager local")
+        serve = shlex.join(["mlflow", "models", "serve", "-m", str(to), "--env-manager", "local"])
+        say(console, f"Serve it: {serve}")
     else:
         say(console, f"{description_of(to)}: what it is, how it was chosen, its digests")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,36 @@ if TYPE_CHECKING:
     from clsearch.report.source import Run
 
 _PAGE, _TEXT, _FIGURES, _TABLES, _NEW = "index.html", "index.md", "figures", "tables", ".new-"
+_PARTS = (_FIGURES, _TABLES, _TEXT, _PAGE)
+_MARK = '<meta name="generator" content="clsearch">'
+
+
+def foreign(folder: Path) -> str:
+    """What lies in a folder under the name of a part of a report, which no report has put there;
+    empty if nothing does."""
+    with contextlib.suppress(OSError):
+        if _MARK in (folder / _PAGE).read_text(encoding="utf-8", errors="replace")[:1000]:
+            return ""
+    return next((name for name in _PARTS if os.path.lexists(folder / name)), "")
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Puts a finished report in place of an earlier one, or leaves that as it was."""
+    old = [name for name in _PARTS if os.path.lexists(folder / name)]
+    try:
+        for name in old:
+            (folder / name).rename(new / f"old {name}")
+        for name in _PARTS:
+            if (new / name).exists():
+                (new / name).rename(folder / name)
+    except BaseException:
+        for name in _PARTS:
+            with contextlib.suppress(OSError):
+                if name not in old or (new / f"old {name}").exists():
+                    (folder / name).rename(new / name)
+            with contextlib.suppress(OSError):
+                (new / f"old {name}").rename(folder / name)
+        raise
 
 
 def write_report(
@@ -29,7 +60,8 @@ def write_report(
     """Writes `index.html`, `index.md`, `figures/` as PNG and SVG, and `tables/` where asked for.
 
     An earlier report in the folder is replaced once everything is drawn; other files stay. `helper`
-    draws too. Returns the page and the PNG files.
+    draws too. What fails or is stopped leaves everything as it was. Returns the page and the PNG
+    files.
     Raises `StoreError` when it cannot be written.
     """
     from clsearch.report.content import document
@@ -53,17 +85,13 @@ def write_report(
                 _write_tables(new / _TABLES, said.sheets, csv=csv, latex=latex)
             (new / _TEXT).write_text(markdown(said), encoding="utf-8")
             (new / _PAGE).write_text(page(said, images), encoding="utf-8")
-            for name in (_FIGURES, _TABLES):
-                if (folder / name).exists():
-                    (folder / name).rename(new / f"old {name}")
-                if (new / name).exists():
-                    (new / name).rename(folder / name)
-            for name in (_TEXT, _PAGE):
-                (new / name).replace(folder / name)
-    except OSError as error:
+            _put(new, folder)
+    except BaseException as error:
         with contextlib.suppress(OSError):  # of a report that failed nothing is left
             for above in made:
                 above.rmdir()
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(f"cannot write the report {folder}: {error.strerror or error}") from error
     return [folder / _PAGE, *(folder / _FIGURES / f"{name}.png" for name in images)]
 

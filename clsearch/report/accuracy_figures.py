@@ -98,8 +98,9 @@ def _pair(
 
 
 def _spread_of(methods: Methods) -> str:
-    seeds = max(len(chains) for chains in methods.values())
-    return f" (mean ± standard deviation, {seeds} seeds)" if seeds > 1 else ""
+    counts = sorted({len(chains) for chains in methods.values()})
+    seeds = "-".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return f" (mean ± standard deviation, {seeds} seeds)" if counts[-1] > 1 else ""
 
 
 def along(methods: Methods, tasks: int, name: str) -> Figure:

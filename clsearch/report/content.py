@@ -152,16 +152,16 @@ def _accuracy(groups: Sequence[Sequence[Run]]) -> Section:
             f"{mean_std(average_forgetting(c.matrix) for c in chains)}"
             for label, chains in lines.items()
         )
-        of = f"of {name}" if ending else ""
+        of = f" of {name}" if ending else ""
         for kind, draw, alt, caption in (
             ("accuracy", accuracy_figures.along,
-             f"Lines of average accuracy and average forgetting after each task {of}. In the end: "
+             f"Lines of average accuracy and average forgetting after each task{of}. In the end: "
              f"{final}.", _ALONG),
             ("accuracy_by_task", accuracy_figures.by_task,
-             f"Lines of the accuracy on each task in the end and of its forgetting {of}; the "
+             f"Lines of the accuracy on each task in the end and of its forgetting{of}; the "
              "numbers stand in the tables above.", _BY_TASK),
             ("accuracy_matrix", accuracy_figures.matrices,
-             f"Heat maps of test accuracy, a method each {of}: {', '.join(lines)}.", _MATRIX),
+             f"Heat maps of test accuracy, a method each{of}: {', '.join(lines)}.", _MATRIX),
         ):  # fmt: skip
             drawn = partial(draw, lines, tasks, name)
             drawings.append(Drawing(kind + ending, alt, caption, drawn))

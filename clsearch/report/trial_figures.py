@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,8 @@ def _trial_panels(
         axis.axhspan(-margin, 0, color=_BAND, alpha=0.25, linewidth=0)
         axis.axhline(-margin, **_FLOOR)
         best = [100 * s.best for s in selections if s.best is not None]
-        head(axis, f"task {task}: best {statistics.fmean(best):.1f} %" if best else f"task {task}")
+        reached = f": best {_span(best)} %" if best else ""
+        head(axis, f"task {task}{reached}")
         draw(axis, [s for s in selections if s.best is not None], low)
         lost = sum(c.status == "FAILED" for s in selections for c in s.candidates)
         ended = any(s.outcome != "selected" for s in selections)
@@ -105,6 +105,11 @@ def _trial_panels(
         axis.set_rasterization_zorder(3.5)
     legend(figure, handles)
     return figure, axes, across
+
+
+def _span(percents: Sequence[float]) -> str:
+    """The values of all seeds, by the lowest and the highest."""
+    return "-".join(dict.fromkeys(f"{x:.1f}" for x in (min(percents), max(percents))))
 
 
 def _gain(s: Selection) -> float:
