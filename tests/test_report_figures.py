@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from clsearch.records import Chain, LayerCapacity, Round, Selection
+from clsearch.records import Chain, LayerCapacity, Round, Selection, TaskResult
 from clsearch.report.canvas import WIDTH, fit, inches, legend, method_handles, style
 from clsearch.report.content import document
 from clsearch.report.document import Drawing
@@ -66,12 +66,20 @@ def faults(drawing: Drawing, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return wrong
 
 
+def bettered(result: TaskResult, by: float) -> TaskResult:
+    """As if the best trial had reached more."""
+    s = result.selection
+    return result if s.best is None else replace(result, selection=replace(s, best=s.best + by))
+
+
 @pytest.mark.parametrize("tasks", [1, 2, 5, 10, 25])
 @pytest.mark.parametrize("methods", [["clnp"], LONG], ids=["one-method", "six-long-labels"])
 def test_no_texts_overlap_and_none_is_cut(
     methods: list[str], tasks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = accounted(run(methods, tasks, seeds=2, end=("clnp", 1, tasks) if tasks > 1 else None))
+    end = ("clnp", 1, tasks) if tasks > 1 else None
+    records, results = accounted(run(methods, tasks, seeds=2, end=end))
+    made = records, [bettered(r, 0.05 * r.selection.seed) for r in results]
     name = "an-experiment-with-a-name-that-goes-on-and-on-to-its-64th-letter"
     drawings = document(labelled([told(made, tasks, name)])).drawings
     shared = ("accuracy", "accuracy_by_task", "accuracy_matrix", "capacity")
@@ -190,13 +198,13 @@ def test_the_star_is_the_model_that_was_kept() -> None:
 def test_titles_say_how_many_seeds_and_what_each_reached() -> None:
     records, results = run(["clnp", "ewc"], 1, seeds=2)
     one = [
-        replace(r, selection=replace(r.selection, best=0.95 + 0.01 * r.selection.seed))
+        bettered(r, 0.05 * r.selection.seed)
         for r in results
         if r.selection.chain != Chain("ewc", 1)
     ]
     drawings = {d.name: d for d in document(labelled([told((records, one), 1)])).drawings}
     titles = [t.get_text() for t in drawings["tradeoff_clnp"].draw().findobj(Text)]
-    assert "task 1: best 95.0-96.0 %" in titles
+    assert "task 1: best 94.9-99.9 %" in titles
     titles = [t.get_text() for t in drawings["accuracy"].draw().findobj(Text)]
     assert any("(mean ± standard deviation, 1-2 seeds)" in t for t in titles)
 

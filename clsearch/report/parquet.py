@@ -24,7 +24,8 @@ from clsearch.records import (
 
 @dataclass(frozen=True)
 class _Part:
-    """The rows of a chain at a task, and the hyperparameters that its trials have."""
+    """The rows of a chain at a task, as `_packed` has them, and the hyperparameters that its trials
+    have."""
 
     names: frozenset[str]
     trials: Any
@@ -37,7 +38,7 @@ class Tables:
 
     `layers` names the unit layers in order; by default the records do. A trial's sparsity,
     threshold, accuracy and free neurons after pruning are the selector's; a fine-tuned trial has
-    them where it is the selected one. Rows are kept as Arrow has them, and records are not.
+    them where it is the selected one. Rows are kept compressed, and records are not.
     """
 
     def __init__(self, out: Path, layers: Sequence[str] = ()) -> None:
@@ -75,7 +76,8 @@ class Tables:
         import pyarrow.parquet as pq
 
         empty = _table([], columns, layers)
-        whole = pa.concat_tables([empty, *parts], promote_options="default").cast(empty.schema)
+        own = [pa.ipc.open_stream(part).read_all() for part in parts]
+        whole = pa.concat_tables([empty, *own], promote_options="default").cast(empty.schema)
         whole = whole.replace_schema_metadata({_COLUMNS: _digest(whole.schema)})
         sink = pa.BufferOutputStream()
         pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
@@ -91,10 +93,20 @@ def _part(
     points = [_scan_row(r, i, layers) for r in records for i in range(len(r.scan))]
     return _Part(
         frozenset(names),
-        _table(trials, _trial_columns(names), layers),
-        _table(points, _SCAN_COLUMNS, layers),
-        _table(_capacity_rows(result) if result else [], _CAPACITY_COLUMNS, ()),
+        _packed(_table(trials, _trial_columns(names), layers)),
+        _packed(_table(points, _SCAN_COLUMNS, layers)),
+        _packed(_table(_capacity_rows(result) if result else [], _CAPACITY_COLUMNS, ())),
     )
+
+
+def _packed(table: Any) -> Any:
+    """The table in a buffer, compressed."""
+    import pyarrow as pa
+
+    sink, options = pa.BufferOutputStream(), pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(sink, table.schema, options=options) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
 
 
 _Place = tuple[int, str, int]
