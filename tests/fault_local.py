@@ -89,6 +89,18 @@ def worker_around_the_record(ground: Ground) -> Damage:
     return damage
 
 
+@fault("SIGKILL of a worker that consolidates, before and after its checkpoint is there")
+def worker_around_the_commit(ground: Ground) -> Damage:
+    """The next one to be given the job dies too, so that it takes another round."""
+    driver = ground.start(env=ground.environment("die-around-the-commit"))
+    driver.until(lambda: len(ground.injected()) == 2)
+    before = ground.finished()
+    ended_well(driver)
+    all_complete(ground.out)
+    assert len(before) >= ground.trials // 2, "the task's trials had not ended"
+    return ground.damage(2, before)
+
+
 def go_on(search: Ground) -> Driver:
     """Resumes a search, or begins it where it had not come to its config."""
     resumed = (search.out / "config.yaml").exists()
