@@ -50,8 +50,7 @@ QUANTITIES = (
     # What a thousand tasks add is then no more than what the driver takes to start.
     Quantity("driver_memory", "memory of the driver", "MiB", 0.2, 1, RECORD),
     Quantity("workers_memory", "memory of the workers", "MiB", 0.5, 1),
-    # Ray's control plane remembers up to 100,000 of its own events, whatever is done.
-    Quantity("ray_memory", "memory of Ray's own processes", "MiB", 1.0, 1),
+    Quantity("ray_memory", "memory of Ray's own processes", "MiB", 0.2, 1),
     Quantity("store", "Ray's shared memory in use", "MiB", 0.1, 1),
     Quantity("folders", "Ray's and Tune's folders in /tmp", "MiB", 0.1, 2),
     Quantity("outbox", "entries that wait for MLflow", "", None),

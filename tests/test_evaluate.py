@@ -15,7 +15,8 @@ from helpers import searched
 from layouts import FACTS, INSECTS, LAYOUTS, facts, noise
 from sklearn.datasets import load_digits
 
-from clsearch import cli, export
+from clsearch import __main__ as program
+from clsearch import export
 from clsearch.errors import InputError
 from clsearch.evaluate import evaluate
 from clsearch.exports.files import load_export
@@ -230,6 +231,6 @@ def test_a_field_is_no_option_of_a_command_that_has_none_of_its_name(
     refused(ended, "clsearch: model: '.onnx'", "onnxruntime installed")
     error = InputError("to", "x", "y")
     monkeypatch.setattr("sys.argv", ["clsearch", "evaluate", "export"])
-    assert str(cli._as_option(error)).startswith("to: ")
+    assert str(program._as_option(error)).startswith("to: ")
     monkeypatch.setattr("sys.argv", ["clsearch", "export", "evaluate"])
-    assert str(cli._as_option(error)).startswith("--to: ")
+    assert str(program._as_option(error)).startswith("--to: ")

@@ -79,6 +79,7 @@ class RaySearcher:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     configure_logging=True,
+                    _system_config=_UNTOLD,
                     _temp_dir=f"{self._folder}/{local.RAY}",
                 )
         except Exception as error:  # Ray raises a bare one where the machine is too busy
@@ -146,6 +147,9 @@ class RaySearcher:
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+
+_UNTOLD = {"task_events_report_interval_ms": 0}
+"""A local Ray keeps no history of its tasks, 3 KB of each: nobody can ask it for that."""
 
 _UNASKED = ("start_monitor", "start_log_monitor", "start_api_server")
 
