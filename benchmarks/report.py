@@ -21,6 +21,7 @@ from benchmarks._machine import machine as said
 from clsearch.config import Config, parse_config
 from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.folder import open_store, write_config
+from clsearch.identity import without_places
 from clsearch.records import LayerCapacity, ScanPoint, TaskRecord, TaskResult, TrialRecord, digest
 from clsearch.report.run_files import RunFiles
 from clsearch.selection import select
@@ -124,7 +125,7 @@ def make(out: Path, tasks: int, trials: int, seeds: int) -> int:
         ).to_json()
         for n in range(1, tasks + 1)
     ]  # fmt: skip
-    scenario = resolved.scenario.model_dump()
+    scenario = without_places(resolved.scenario.model_dump(mode="json", exclude_none=True))
     atomic_write(out / ABOUT, json.dumps({"scenario": scenario, "tasks": described, **machine()}))
     RunFiles(out, LAYERS).write(records, results)
     return len(records)

@@ -28,10 +28,19 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.filename is None or error.errno not in _UNSEEN:
+        if error.errno not in _UNSEEN or not _typed(error.filename):
             raise
         allowed, reason = "one that this process can look at", f"The reason: {error.strerror}."
         _end(InputError("path", os.fsdecode(error.filename), allowed, reason))
+
+
+def _typed(path: object) -> bool:
+    """Whether a path is one of the command's words, or lies in such a folder."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        return False
+    place = os.path.abspath(os.fsdecode(path))
+    words = {os.path.abspath(word.rpartition("=")[2]) for word in sys.argv[1:]}
+    return any(place == word or place.startswith(f"{word}{os.sep}") for word in words)
 
 
 def _end(error: ClsearchError) -> NoReturn:

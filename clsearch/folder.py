@@ -147,12 +147,12 @@ def _task(data: Any) -> TaskRecord:
 
 
 def about(out: Path) -> dict[str, Any]:
-    """What a search wrote of its machine and versions in `search.json`, and its tasks as
+    """What a search wrote of its scenario, machine and versions in `search.json`, and its tasks as
     `TaskRecord`s under `tasks`; empty where it ended before that. Raises `DamagedError`."""
     path = out / ABOUT
     try:
         said = parse(path.read_bytes())
-        if not isinstance(said["machine"], dict):
+        if not all(isinstance(part, dict) for part in (said["machine"], said.get("scenario", {}))):
             raise ValueError("its fields are not those that a search writes")
         return {**said, "tasks": tuple(map(_task, said["tasks"]))}
     except FileNotFoundError:

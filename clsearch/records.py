@@ -1,4 +1,4 @@
-"""What a search leaves behind, as small read-only dataclasses. No torch, no Ray, no MLflow."""
+"""What a search leaves behind, as small dataclasses. No torch, no Ray, no MLflow."""
 
 from __future__ import annotations
 

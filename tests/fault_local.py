@@ -91,7 +91,8 @@ def worker_around_the_record(ground: Ground) -> Damage:
 
 @fault("SIGKILL of a worker that consolidates, before and after its checkpoint is there")
 def worker_around_the_commit(ground: Ground) -> Damage:
-    """The next one to be given the job dies too, so that it takes another round."""
+    """Of the one chain's first task: the next to be given the job dies too, and it has another
+    round."""
     driver = ground.start(env=ground.environment("die-around-the-commit"))
     driver.until(lambda: len(ground.injected()) == 2)
     before = ground.finished()

@@ -364,7 +364,7 @@ def test_force_takes_nothing_that_is_of_no_report(
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("part", range(1, 8))
+@pytest.mark.parametrize("part", range(1, 9))
 def test_a_report_that_is_stopped_leaves_the_earlier_one(
     part: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +406,21 @@ def test_force_writes_beside_what_is_there(small: Path, tmp_path: Path, call: Ca
     assert done.code == 0
     assert str(tmp_path / "index.html") in done.out.replace("\n", "")
     assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_run_without_its_scenario_is_of_the_same_sequence(small: Path, folder: Path) -> None:
+    """It ended before that was written."""
+    (folder / ABOUT).unlink()
+    runs = [read_run(small), read_run(folder)]
+    assert runs[0].sequence == runs[1].sequence != {}
+    assert not any("cannot be compared" in note for note in document(labelled(runs)).notes)
+
+
+def test_a_scenario_that_is_none_is_named(folder: Path) -> None:
+    about = json.loads((folder / ABOUT).read_bytes())
+    (folder / ABOUT).write_text(json.dumps(about | {"scenario": [3]}))
+    with pytest.raises(DamagedError, match=re.escape(ABOUT)):
+        report([folder])
 
 
 @pytest.mark.parametrize("name", ["selections.json", "trials.parquet", "scan.parquet", ABOUT])

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.train._internal import storage as storage_module
-from ray.tune.experiment import Trial
 
 from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
 from clsearch.records import Chain
@@ -68,10 +66,13 @@ def test_a_lost_job_has_further_rounds_of_its_own(run: TuneRun) -> None:
     assert vars(work) == {}  # Tune keeps the work for good
 
 
-def test_tune_keeps_nothing_of_a_trial_that_is_over(
+def test_tune_keeps_nothing_of_what_a_trial_reported_that_is_over(
     run: TuneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trial(name: str, status: str) -> Trial:
+    from ray.train._internal import storage as storage_module
+    from ray.tune.experiment import Trial
+
+    def trial(name: str, status: str) -> Any:
         made = Trial("trainable", stub=True, trial_id=name, storage=storage)
         made.init_local_path()
         made.update_last_result({"loss": 0.5, "training_iteration": 1})
@@ -86,7 +87,6 @@ def test_tune_keeps_nothing_of_a_trial_that_is_over(
     statuses = [Trial.TERMINATED, Trial.RUNNING, Trial.ERROR, Trial.PENDING]
     trials = [trial(f"trial-{i}", status) for i, status in enumerate(statuses)]
     listed = list(trials)
-    run.queue.append((1, 0.0, 0, pack(1, "a")))
     _Relay(run).on_step_begin(1, listed)
     assert listed == [trials[1], trials[3]]
     kept = [t.has_reported_at_least_once for t in trials]

@@ -36,7 +36,7 @@ def _put(new: Path, folder: Path) -> None:
     try:
         for name in old:
             (folder / name).rename(new / f"old {name}")
-        for name in _PARTS:
+        for name in reversed(_PARTS):  # the page, by which they are known, stands first
             if (new / name).exists():
                 (new / name).rename(folder / name)
     except BaseException:
@@ -60,8 +60,7 @@ def write_report(
     """Writes `index.html`, `index.md`, `figures/` as PNG and SVG, and `tables/` where asked for.
 
     An earlier report in the folder is replaced once everything is drawn; other files stay. `helper`
-    draws too. What fails or is stopped leaves everything as it was. Returns the page and the PNG
-    files.
+    draws too. What fails or is stopped leaves the earlier one. Returns the page and the PNG files.
     Raises `StoreError` when it cannot be written.
     """
     from clsearch.report.content import document

@@ -69,7 +69,12 @@ class Run:
     @property
     def sequence(self) -> dict[str, Any]:
         """The scenario, wherever its data lies and however many of its tasks are taken."""
-        return {k: v for k, v in self.about.get("scenario", {}).items() if k != "tasks"}
+        scenario = self.about.get("scenario")
+        if scenario is None:  # it ended before that was written
+            from clsearch.identity import without_places  # imports torch then
+
+            scenario = without_places(self.config.scenario.model_dump(exclude_none=True))
+        return {name: value for name, value in scenario.items() if name != "tasks"}
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:

@@ -32,7 +32,7 @@ STOP = 10.0
 """Seconds that Tune has to end."""
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Work:
     """A job, with references to the data it needs, and to the rest of the job where that holds
     tensors. Tune copies its settings, writes them out as the name of a trial, and keeps them for
