@@ -64,7 +64,7 @@ COLUMNS = (
     *(q.column for q in QUANTITIES if q.column != "lasted"),
 )
 """Of the samples' file. `tasks` are those finished, in parts; memory and sizes are in MiB, without
-pages that several processes share; `driver_cpu` in seconds since the start."""
+files that are mapped; `driver_cpu` in seconds since the start."""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Watched:
             own = {
                 "driver_threads": self.driver.num_threads(),
                 "driver_descriptors": self.driver.num_fds(),
-                "driver_memory": _private(self.driver),
+                "driver_memory": _memory(self.driver),
                 "driver_cpu": sum(self.driver.cpu_times()[:2]),
             }
         children = self.driver.children(recursive=True)
@@ -98,7 +98,7 @@ class Watched:
         for child in children:
             try:
                 with child.oneshot():
-                    memory = _private(child)
+                    memory = _memory(child)
                     sums["threads"] += child.num_threads()
                     sums["descriptors"] += child.num_fds()
                     sums["processes"] += 1
@@ -147,17 +147,22 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def _private(process: psutil.Process) -> float:
-    """MiB that would be free if the process ended."""
-    return float(process.memory_full_info().uss) / MIB
+def _memory(process: psutil.Process) -> float:
+    """MiB of its own: not the pages of libraries, which others share as long as they live."""
+    return _status(process, "RssAnon")
 
 
 def _shared(process: psutil.Process) -> float:
     """MiB of shared memory that a process has touched: Ray's store, in the raylet."""
+    return _status(process, "RssShmem")
+
+
+def _status(process: psutil.Process, name: str) -> float:
+    """A size that Linux tells of a process, in MiB. Raises `psutil.NoSuchProcess`."""
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
-        if line.startswith("RssShmem:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1024
-    return 0.0
+    raise psutil.NoSuchProcess(process.pid)
 
 
 def _count(folder: Path) -> int:

@@ -234,8 +234,9 @@ class SearchRuns:
 
     def version(self, model: str, key: str) -> Any | None:
         """The version of a registered model with this `clsearch.key`."""
-        found = self.client.search_model_versions(f"name = '{model}'")
-        return next((v for v in found if v.tags.get("clsearch.key") == key), None)
+        query = f"name = '{model}' and tags.`clsearch.key` = '{key}'"
+        found = self.client.search_model_versions(query)
+        return found[0] if found else None
 
     def describe_model(self, model: str, about: str) -> None:
         """Makes sure that there is a registered model."""

@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from command import environment
 
 
 def serving(folder: Path, port: int, store: str = "") -> subprocess.Popen[bytes]:
@@ -48,6 +50,35 @@ def server(folder: Path, port: int, store: str = "") -> Iterator[str]:
     finally:
         os.killpg(process.pid, 15)
         process.wait(20)
+
+
+@contextlib.contextmanager
+def keeper(script: str, *ports: int, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that makes a cluster by a script and takes it down at the end of its input. The
+    script prints `up` when it stands; nothing that it began outlives the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, ports)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment(RAY_USAGE_STATS_ENABLED="0", **variables),
+    )
+    assert process.stdin
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == "up\n"
+        yield process
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.stdin.close()
+        try:
+            process.wait(30)
+        finally:
+            for one in psutil.wait_procs(family, timeout=5)[1]:
+                one.kill()
+            process.kill()
+            process.wait()
 
 
 def answering(port: int, seconds: float = 90) -> None:

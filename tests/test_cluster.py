@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import secrets
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from command import Driver, clsearch, environment, journal, write_config
+from servers import free_port, keeper
 
 pytestmark = pytest.mark.slow
 
@@ -37,34 +35,15 @@ cluster.shutdown()
 @pytest.fixture
 def cluster() -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A head without processors and two nodes with one each; its address, and its keeper."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    keeper = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(port)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment(RAY_USAGE_STATS_ENABLED="0", **TOKEN),
-    )  # fmt: skip
-    assert keeper.stdin
-    assert keeper.stdout
-    try:
-        assert keeper.stdout.readline() == "up\n"
-        yield f"127.0.0.1:{port}", keeper
-    finally:
-        family = psutil.Process(keeper.pid).children(recursive=True)
-        keeper.stdin.close()
-        try:
-            keeper.wait(30)
-        finally:
-            for process in psutil.wait_procs(family, timeout=5)[1]:
-                process.kill()
-            keeper.kill()
-            keeper.wait()
+    port = free_port()
+    with keeper(CLUSTER, port, **TOKEN) as process:
+        yield f"127.0.0.1:{port}", process
 
 
 def test_a_node_that_dies_changes_nothing(
     cluster: tuple[str, subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    address, keeper = cluster
+    address, process = cluster
     config = write_config(
         tmp_path / "c.yaml",
         name="cluster",
@@ -77,11 +56,11 @@ def test_a_node_that_dies_changes_nothing(
                     env=environment(**TOKEN))  # fmt: skip
     try:
         driver.until(lambda: journal(out))
-        assert keeper.stdin
-        assert keeper.stdout
-        keeper.stdin.write("kill\n")
-        keeper.stdin.flush()
-        assert keeper.stdout.readline() == "killed\n"
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write("kill\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "killed\n"
         assert driver.process.poll() is None, "the node died too late"
         assert driver.wait() == 0, driver.stderr
     finally:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import re
 import secrets
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from command import Ended, clsearch, environment, journal, refused, write_config
-from servers import free_port
+from servers import free_port, keeper
 
 from clsearch.config import load_config
 from clsearch.errors import InputError
@@ -44,26 +41,8 @@ def cluster() -> Iterator[tuple[str, str]]:
     ports = [free_port() for _ in range(3)]
     with tempfile.TemporaryDirectory(prefix="clsearch-test-", dir="/tmp") as folder:
         Path(folder, "ray").mkdir()
-        keeper = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, *map(str, ports)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env=environment(RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR=folder, **TOKEN),
-        )  # fmt: skip
-        assert keeper.stdin
-        assert keeper.stdout
-        try:
-            assert keeper.stdout.readline() == "up\n"
+        with keeper(CLUSTER, *ports, RAY_TMPDIR=folder, **TOKEN):
             yield f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}"
-        finally:
-            family = psutil.Process(keeper.pid).children(recursive=True)
-            keeper.stdin.close()
-            try:
-                keeper.wait(30)
-            finally:
-                for process in psutil.wait_procs(family, timeout=5)[1]:
-                    process.kill()
-                keeper.kill()
-                keeper.wait()
 
 
 def search(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command import clsearch, environment, write_config
-from servers import free_port
+from servers import free_port, keeper
 
 from clsearch.errors import InputError
 from clsearch.search import local
@@ -133,13 +133,7 @@ cluster.shutdown()
 @pytest.mark.slow
 def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path: Path) -> None:
     port = free_port()
-    with subprocess.Popen(
-        [sys.executable, "-c", OPEN, str(port)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env=environment(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0"),
-    ) as keeper:  # fmt: skip
-        assert keeper.stdout
-        assert keeper.stdout.readline() == "up\n"
+    with keeper(OPEN, port, RAY_AUTH_MODE="disabled"):
         ended = clsearch(
             "run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "out",
             "--address", f"127.0.0.1:{port}", env=environment(RAY_AUTH_TOKEN="ab" * 32),

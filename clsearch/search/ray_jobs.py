@@ -122,7 +122,8 @@ class JobServer:
             return act()
         except _FAILURES as error:
             said = " ".join(str(error).split())
-            raise ClsearchError(f"the job server at {self._url} does not answer: {said}") from error
+            what = f"the job server at {self._url} failed, or gave no answer: {said}"
+            raise ClsearchError(what) from error
 
     def submit(self, job: str, name: str, out: str, config: str) -> None:
         """Has the cluster search a config, YAML, in the folder `out` of its own, as a job of this
