@@ -128,7 +128,6 @@ class Cluster:
         self.start, self.group, self.clock = start, group, Clock()
         self.trained, self.trials, self.packs, self.started, self.free = 0.0, 0, 0, 0, workers
         self.job_bytes = self.report_bytes = 0
-        self.last_end = 0.0
         self._due: list[tuple[float, int, Any]] = []
         self._answers: dict[Any, Callable[[], Any]] = {}
         self._numbers = itertools.count()
@@ -335,7 +334,6 @@ class Worker:
         if number >= len(self.job.keys):
             return {"__duplicate__": True}
         record = cluster.make(self.job, number)
-        cluster.last_end = cluster.clock.now
         said: dict[str, Any] = {"kept": 1}
         if record is not None:
             write_record(cluster.store, record, None)

@@ -14,6 +14,9 @@ Sample = Mapping[str, float]
 WARM_UP = 0.2
 """The share of tasks that are not fitted: imports, caches and pools fill at first."""
 
+FEWEST = 3
+"""Tasks after the warm-up, through which a line can be laid."""
+
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -69,18 +72,20 @@ files that are mapped; `driver_cpu` in seconds since the start."""
 
 @dataclass(frozen=True)
 class Growth:
-    """How a quantity went on: its median in every task, and what is added a task."""
+    """How a quantity went on: its median in every task, and what is added a task (None: too few
+    tasks came after the warm-up)."""
 
     quantity: Quantity
     tasks: tuple[int, ...]
     medians: tuple[float, ...]
-    slope: float
+    slope: float | None
     limit: float | None
     warm: int
 
     @property
     def grows(self) -> bool:
-        return self.limit is not None and self.slope > self.limit
+        """Never of what was not fitted."""
+        return self.limit is not None and self.slope is not None and self.slope > self.limit
 
 
 def read_samples(path: Path) -> list[dict[str, float]]:
@@ -110,7 +115,8 @@ def growths(samples: Sequence[Sample]) -> list[Growth]:
             values = [begins[t + 1][column] - begins[t][column] for t in tasks]
         else:
             values = [statistics.median(s[quantity.column] for s in by_task[t]) for t in tasks]
-        slope = theil_sen(tasks[warm:], values[warm:])
+        enough = len(tasks) - warm >= FEWEST
+        slope = theil_sen(tasks[warm:], values[warm:]) if enough else None
         limit = quantity.limit
         if limit is not None and tasks:
             limit += quantity.per_trial * begins[tasks[-1] + 1]["trials"] / tasks[-1]
@@ -122,7 +128,7 @@ def theil_sen(x: Sequence[float], y: Sequence[float]) -> float:
     """The median of the slopes between all pairs of points: single outliers do not move it."""
     points = list(zip(x, y, strict=True))
     slopes = [(b[1] - a[1]) / (b[0] - a[0]) for i, a in enumerate(points) for b in points[i + 1 :]]
-    return statistics.median(slopes) if slopes else 0.0
+    return statistics.median(slopes)
 
 
 def table(found: Sequence[Growth]) -> list[str]:
@@ -136,9 +142,12 @@ def table(found: Sequence[Growth]) -> list[str]:
         n = max(3, q.digits)
         limit = "-" if g.limit is None else f"{g.limit:.3g}"
         verdict = "shown" if g.limit is None else "GROWS" if g.grows else "steady"
+        slope = f"{g.slope:>+9.{n}f}" if g.slope is not None else f"{'-':>9}"
+        if g.slope is None:
+            verdict = "too few tasks"
         lines.append(
             f"{_label(q):<{wide}}  {fitted[0]:>9.{q.digits}f} {fitted[-1]:>9.{q.digits}f} "
-            f"{g.slope:>+9.{n}f} {limit:>7}  {verdict}"
+            f"{slope} {limit:>7}  {verdict}"
         )
     return lines
 

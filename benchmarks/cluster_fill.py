@@ -354,6 +354,8 @@ def main() -> None:
     parser.add_argument("--spread", type=float, default=3.0, help="longest trial ÷ shortest")
     parser.add_argument("--record", action="store_true", help="train the quickstart, write times")
     asked = parser.parse_args()
+    if asked.chains > len(METHODS) and asked.chains % len(METHODS):
+        parser.error(f"--chains: {len(METHODS)} methods × seeds make no {asked.chains} chains")
     torch.set_num_threads(1)
     print(machine())
     if asked.record:

@@ -40,6 +40,7 @@ from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, tab
 from benchmarks._machine import machine
 
 METHODS = ("finetune", "ewc")
+TOO_FEW = "too few tasks have ended to tell growth"
 MIB = 1 << 20
 LOOK_EVERY = 3.0
 """Seconds between two looks."""
@@ -261,7 +262,7 @@ def report(csv_file: Path, png: Path | None) -> list[str]:
     samples = read_samples(csv_file)
     found = growths(samples)
     if not found[0].tasks:
-        return ["too few tasks have ended to tell growth"]
+        return [TOO_FEW]
     last = samples[-1]
     print(
         f"{last['trials']:.0f} trials, {last['tasks']:.0f} tasks, {last['kills']:.0f} workers "
@@ -271,6 +272,8 @@ def report(csv_file: Path, png: Path | None) -> list[str]:
     print(*table(found), "", *curves(found), sep="\n")
     if png is not None:
         draw(samples, found, png)
+    if found[0].slope is None:
+        return [TOO_FEW]
     return [f"{g.quantity.name}: {g.slope:+.3f} a task" for g in found if g.grows]
 
 

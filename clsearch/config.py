@@ -308,12 +308,13 @@ def read_yaml(path: Path, field: str) -> Any:
 
 
 def _yaml_said(error: Exception) -> str:
-    """What the reader said, and where; without the line itself, which may hold a secret."""
+    """What the reader said, and where; without what stands there, which may be a secret."""
     said, mark = str(error), None
     if isinstance(error, yaml.MarkedYAMLError):
         said, mark = str(error.problem or error.context), error.problem_mark or error.context_mark
     where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"The reader said: {' '.join(said.split())}{where}"
+    said = re.sub(r"'.*'|\".*\"", "…", " ".join(said.split()))
+    return f"The reader said: {said}{where}"
 
 
 def _check_nodes(root: yaml.Node | None, path: str, field: str) -> None:

@@ -148,6 +148,7 @@ class _Search:
     def _committed(self, body: Mapping[str, Any], files: Path, at: int) -> None:
         chosen = body["selection"]
         task = self._task(chosen, at)
+        self._runs.recall(self._key(chosen))
         tags = {
             "clsearch.chosen": chosen["trial_key"] or "none",
             "clsearch.outcome": chosen["outcome"],

@@ -34,7 +34,8 @@ CLOSE, CLOSE_SOON = 30.0, 2.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says beside the config."""
+    """What the command line says beside the config. Raises `InputError` for workers of a cluster,
+    which has its own."""
 
     address: str | None = None
     tracking_uri: str | None = None
@@ -42,8 +43,15 @@ class Options:
     data: Path | None = None
     storage: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.address is not None and self.workers is not None:
+            raise InputError("workers", self.workers, "nothing beside --address")
+
     def apply(self, config: Config) -> Config:
-        """The config with them. Raises `InputError` for a value that it cannot have."""
+        """The config with them. Raises `InputError` for a value that it cannot have, and for an
+        address of MLflow, the config's too, that cannot be used or that names a user."""
+        from clsearch.tracking import check_uri
+
         update: dict[str, Any] = {}
         if self.data is not None:
             scenario = config.scenario
@@ -58,7 +66,10 @@ class Options:
                 update["resources"] = ResourcesConfig.model_validate(data)
             except ValidationError as error:
                 raise from_pydantic(error, ResourcesConfig) from error
-        return config.model_copy(update=update)
+        config = config.model_copy(update=update)
+        if config.tracking.uri is not None:
+            check_uri(config.tracking.uri)
+        return config
 
 
 def run_search(config: Config, out: Path, options: Options, console: Console) -> None:
@@ -155,11 +166,19 @@ def _search(search: Search, options: Options, resume: str, console: Console) -> 
     tracker.finish(figures, _summary(found.results), "FAILED" if failed else "FINISHED")
     waiting = tracker.close(CLOSE)
     print_tables(console, found.trials, found.results)
-    if waiting or tracker.rejected:
+    if waiting:
+        problem = f" ({tracker.problem})" if tracker.problem else ""
         say(
             console,
-            f"MLflow has not taken {waiting + len(tracker.rejected)} entries ({tracker.problem}). "
+            f"MLflow has not taken {waiting} entries yet{problem}. "
             f"They wait in {out / 'outbox'}; this delivers them: {command('resume', out)}",
+        )
+    if tracker.rejected:
+        say(
+            console,
+            f"MLflow has refused {len(tracker.rejected)} entries; why is in "
+            f"{out / 'outbox' / 'rejected'}. Those of this search are offered again by "
+            f"{command('resume', out)}",
         )
     _print_end(found, out, ui_command(out, config.tracking.uri), console)
     return failed

@@ -46,15 +46,7 @@ def launch(config: Config, out: Path, options: Options, console: Console) -> Non
     `out`, and the folders that the config and the options name, are the cluster's. Raises
     `InputError` before anything is submitted.
     """
-    from clsearch.system import check_without_data
-
-    config = options.apply(config)
-    check_without_data(config)
-    scenario = config.scenario.options
-    places = {f"scenario.{name}": scenario.get(name) for name in ("root", "cache")}
-    for field, place in {"out": str(out), **places}.items():
-        if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
-            raise InputError(field, place, "an absolute path, of a folder on the cluster")
+    config = _checked(config, str(out), options)
     _submit(_server(options.address), config, str(out), console)
 
 
@@ -63,8 +55,6 @@ def resume(name: str, options: Options, console: Console) -> None:
 
     Raises `InputError` for one that is at work.
     """
-    if options.workers is not None:
-        raise InputError("workers", options.workers, "nothing: a cluster has its own")
     server = _server(options.address)
     job = _known(server, name)
     if not job.over:
@@ -75,7 +65,23 @@ def resume(name: str, options: Options, console: Console) -> None:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         step = f"Its config cannot be read. Launch it again, with --out {job.out}."
         raise InputError("JOB", name, "a search that clsearch launched", step) from error
-    _submit(server, options.apply(parse_config(told)), job.out, console)
+    _submit(server, _checked(parse_config(told), job.out, options), job.out, console)
+
+
+def _checked(config: Config, out: str, options: Options) -> Config:
+    """The config with the options, as far as it can be checked without the cluster's data. Raises
+    `InputError`, also for a folder that is not named from the root, or from a home, on."""
+    from clsearch.system import check_without_data
+
+    config = options.apply(config)
+    check_without_data(config)
+    scenario = config.scenario.options
+    root = "scenario.root" if options.data is None else "data"
+    places = {"out": out, root: scenario.get("root"), "scenario.cache": scenario.get("cache")}
+    for field, place in places.items():
+        if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
+            raise InputError(field, place, "an absolute path, of a folder on the cluster")
+    return config
 
 
 def _submit(server: JobServer, config: Config, out: str, console: Console) -> None:

@@ -101,7 +101,8 @@ class SearchRuns:
         self.experiment: str = found.experiment_id
         self.experiment_tags: dict[str, str] = dict(found.tags)
         self.runs: dict[str, Run] = self._load()
-        self._settled: dict[str, str] = {}
+        self._settled: dict[str, dict[str, str]] = {}
+        """Ids by trial, by the key of the run of their task."""
 
     def _load(self) -> dict[str, Run]:
         """The runs of a search by key. Of two with one key (a request that timed out and was
@@ -132,15 +133,22 @@ class SearchRuns:
                 continue
             chain = tags["clsearch.method"], tags["clsearch.seed"]
             if chain == (method, seed) and int(tags["clsearch.task"]) < task:
-                self._settled[key] = self.runs.pop(key).id
+                at_task, _, trial = key.rpartition("/")
+                self._settled.setdefault(at_task, {})[trial] = self.runs.pop(key).id
+
+    def recall(self, at_task: str) -> None:
+        """Reads again what is settled of the task with this key: it is selected once more."""
+        for trial, number in self._settled.pop(at_task, {}).items():
+            self.runs[f"{at_task}/{trial}"] = _read(self.client.get_run(number))
 
     def run(
         self, key: str, name: str, parent: Run | None, tags: Mapping[str, str], began: int
     ) -> Run:
         """The run of a key; created where there is none. `began` is in milliseconds."""
-        if key in self._settled:
-            self.runs[key] = _read(self.client.get_run(self._settled[key]))
-            del self._settled[key]
+        at_task, _, trial = key.rpartition("/")
+        if trial in self._settled.get(at_task, {}):
+            number = self._settled[at_task].pop(trial)
+            self.runs[key] = _read(self.client.get_run(number))
         if key in self.runs:
             return self.runs[key]
         every = {**tags, "clsearch.search": self.digest, "clsearch.key": key}

@@ -13,8 +13,10 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -96,8 +98,20 @@ class Entry:
     def files(self) -> Path:
         return self.file.with_suffix(".files")
 
+    def plain(self) -> bool:
+        """Whether it is made of ordinary files and folders: links lead elsewhere, and devices have
+        no end. An outbox may come from somebody else, with its folder."""
+        beside = [self.files] if os.path.lexists(self.files) else []
+        for folder, folders, files in os.walk(self.files):
+            beside += [Path(folder, name) for name in (*folders, *files)]
+        modes = [path.lstat().st_mode for path in beside]
+        ordinary = all(stat.S_ISREG(mode) or stat.S_ISDIR(mode) for mode in modes)
+        return ordinary and stat.S_ISREG(self.file.lstat().st_mode)
+
     def read(self) -> dict[str, Any]:
         """The entry's content. Raises `DamagedError` if it is not what was written."""
+        if not self.plain():
+            raise DamagedError(f"{self.file} has a link, a device or a pipe among its files.")
         try:
             content = parse(self.file.read_bytes())
         except ValueError as error:
@@ -108,9 +122,14 @@ class Entry:
 
 
 class Outbox:
-    """The folder of waiting entries, in order. One process uses it at a time."""
+    """The folder of waiting entries, in order. One process uses it at a time.
+
+    Raises `StoreError` for a link: what is half written in there is deleted.
+    """
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_symlink():
+            raise StoreError(f"{folder} is a link. Move the folder that it leads to here.")
         self.folder = folder
         self._lock = threading.Lock()
         files = folder.glob("*-*.json") if folder.is_dir() else []
@@ -172,15 +191,17 @@ class Outbox:
     def _drop(self, entry: Entry) -> None:
         with self._lock:
             entry.file.unlink(missing_ok=True)
+            if entry.files.is_symlink():
+                entry.files.unlink()
             shutil.rmtree(entry.files, ignore_errors=True)
             self._waiting.remove(entry.file.name)
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Moves an entry to `rejected/`, with the reason. Raises `StoreError` or `OSError`."""
-        kept = self._kept(entry)
-        text = entry.file.read_text(encoding="utf-8", errors="replace")
+        kept, plain = self._kept(entry), entry.plain()
+        text = entry.file.read_text(encoding="utf-8", errors="replace") if plain else ""
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
-        if entry.files.is_dir():
+        if plain and entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
             shutil.copytree(entry.files, kept.with_suffix(".files"))
         self._drop(entry)
@@ -213,7 +234,8 @@ class Ledger:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        lines = file.read_text(encoding="utf-8").split() if file.exists() else []
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        lines = text.split()
         self._known = dict.fromkeys(lines)
 
     def __contains__(self, identity: object) -> bool:

@@ -18,8 +18,9 @@ def print_status(out: Path, console: Console) -> None:
     results = results_of(out)
     at_work = holder(out)
     tasks = len(build_scenario(config).tasks)
-    stored = open_store(out, config).count("trials")
-    say(console, f"{config.name} in {out}: {stored} finished trials in the journal")
+    stored, shared = open_store(out, config).count("trials"), config.resources.storage
+    whose = f" at {shared}, of all searches that write there" if shared else ""
+    say(console, f"{config.name} in {out}: {stored} finished trials in the journal{whose}")
     for method in config.methods:
         for seed in config.seeds:
             of_chain = [

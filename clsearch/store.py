@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -366,8 +367,8 @@ def write_commit(store: Store, key: str, state: ChainState, meta: Mapping[str, A
     store.write("commits", key, files)
 
 
-def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, Any]] | None:
-    """A chain's state and what else was stored with it; None where there is none.
+def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, float]] | None:
+    """A chain's state and the numbers that were stored with it; None where there is none.
 
     Raises `DamagedError`.
     """
@@ -375,7 +376,9 @@ def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, Any]] | N
     if files is None:
         return None
     try:
-        return load_state(files["state.safetensors"]), dict(parse(files["meta.json"]))
+        meta = _numbers(parse(files["meta.json"]))
+        meta["validation_accuracy"]
+        return load_state(files["state.safetensors"]), meta
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the commit {key} cannot be read: {error}") from error
 
@@ -391,9 +394,22 @@ def read_measured(store: Store, key: str) -> dict[str, float] | None:
     if files is None:
         return None
     try:
-        return {str(task): float(value) for task, value in parse(files["test.json"]).items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return _numbers(parse(files["test.json"]))
+    except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the measurement {key} cannot be read: {error}") from error
+
+
+def _numbers(said: Any) -> dict[str, float]:
+    """What maps names to finite numbers; raises `ValueError` for anything else."""
+    if not isinstance(said, dict):
+        raise ValueError("it maps no names to numbers")
+    for name, value in said.items():
+        if type(value) not in (int, float) or not abs(value) < math.inf:
+            raise ValueError(f"{name} is no finite number")
+    try:
+        return {name: float(value) for name, value in said.items()}
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
 
 
 def _json(data: Any) -> bytes:

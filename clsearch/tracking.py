@@ -168,7 +168,7 @@ def store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
     """The tracking address of an output folder, and where its artifacts go (None: MLflow's).
     Raises `InputError` for an address MLflow cannot use, or that names a user."""
     if uri is not None:
-        _check(uri)
+        check_uri(uri)
         return uri, None
     return f"sqlite:///{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
 
@@ -182,7 +182,8 @@ def scheme(uri: str) -> str:
     return re.split(r"[:+]", uri)[0]
 
 
-def _check(uri: str) -> None:
+def check_uri(uri: str) -> None:
+    """Raises `InputError` for an address MLflow cannot use, or that names a user."""
     shown = re.sub(r"([?#]).*", r"\1…", re.sub("//.*@", "//…@", uri))
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))

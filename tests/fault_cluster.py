@@ -83,10 +83,10 @@ class Search:
     def said(self) -> str:
         return (self.ground.folder / "said").read_text()
 
-    def until_at_work(self) -> None:
-        """Waits until some trials are finished and others are being trained."""
+    def until_at_work(self, host: Host) -> None:
+        """Waits until some trials are finished and others are being trained on a host."""
         end = time.monotonic() + PATIENCE
-        while not (len(self.ground.finished()) >= 2 and self.ground.at_work()):
+        while not (len(self.ground.finished()) >= 2 and self.ground.at_work(host.name)):
             assert self.process.poll() is None, f"it ended first\n{self.said}"
             assert time.monotonic() < end, f"waited in vain\n{self.said}"
             time.sleep(0.05)
@@ -111,18 +111,20 @@ def cluster(ground: Ground) -> Iterator[Cluster]:
 @fault("SIGKILL of a node of the cluster", short=0)
 def node(ground: Ground) -> Damage:
     with cluster(ground) as made, made.search(made.head) as search:
-        search.until_at_work()
+        search.until_at_work(made.workers[0])
         before = ground.finished()
         made.workers[0].kill()
         search.ends_well()
-        return ground.damage(1, before)
+        damage = ground.damage(1, before)
+        assert damage.retrained, "it struck a host that trained nothing"
+        return damage
 
 
 @fault(f"Network cut between driver and worker for {CUT:.0f} s", short=0)
 def network_cut(ground: Ground) -> Damage:
     """The worker still sees the shared folder: it is not cut off from its disk as well."""
     with cluster(ground) as made, made.search(made.head) as search:
-        search.until_at_work()
+        search.until_at_work(made.workers[0])
         before = ground.finished()
         made.workers[0].cut()
         time.sleep(CUT)
@@ -136,7 +138,7 @@ def head_gone(ground: Ground) -> Damage:
     """With a driver on another host: one on the head goes with it."""
     with cluster(ground) as made:
         with made.search(made.workers[0]) as search:
-            search.until_at_work()
+            search.until_at_work(made.workers[0])
             made.head.kill()
             before = ground.finished()
             assert search.process.wait(GIVES_UP) == 1, search.said

@@ -45,8 +45,9 @@ class Damage:
     equal: bool
 
     @property
-    def nothing(self) -> bool:
-        return self.lost == 0 and self.equal
+    def none(self) -> bool:
+        """Whether the fault struck, and neither a trial was lost nor a selection changed."""
+        return self.injected > 0 and self.lost == 0 and self.equal
 
     @classmethod
     def total(cls, found: Sequence[Damage]) -> Damage:
@@ -191,7 +192,7 @@ class Ground:
     def copy(self) -> None:
         """Makes `out` a copy of the undisturbed run: a search that is done."""
         shutil.copytree(self.undisturbed, self.out)
-        lines = (f"{key} 0 0\n" for key in self.finished())
+        lines = (f"{key} 0 -\n" for key in self.finished())
         (self.folder / "injection" / "begun").write_text("".join(lines))
 
     def store(self) -> Store:
@@ -206,10 +207,15 @@ class Ground:
         """How often each trial was begun so far, by key."""
         return Counter(key for key, *_ in self._begun())
 
-    def at_work(self) -> list[int]:
-        """The processes that train a trial which is not finished, those that began last first."""
+    def at_work(self, host: str = "") -> list[int]:
+        """The processes that train a trial which is not finished, those that began last first: all,
+        or those of a host. A trial is where it was begun last."""
         done = self.finished()
-        return [int(pid) for key, pid, _ in reversed(self._begun()) if key not in done]
+        latest: dict[str, tuple[str, str]] = {}
+        for key, pid, at in reversed(self._begun()):
+            latest.setdefault(key, (pid, at))
+        left = [place for key, place in latest.items() if key not in done]
+        return [int(pid) for pid, at in left if host in ("", at)]
 
     def begun_in(self, process: str) -> int:
         """How many trials a process has begun."""

@@ -63,7 +63,7 @@ def struck(fault: Fault, times: int, reference: Reference) -> tuple[str, bool]:
         except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - told in its line
             traceback.print_exc()
             return f"| {fault.name} | {type(error).__name__} | | | | no |", False
-        return row(fault.name, damage), damage.nothing
+        return row(fault.name, damage), damage.none
 
 
 def main() -> int:

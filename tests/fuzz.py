@@ -32,10 +32,19 @@ from hypothesis import strategies as st
 from clsearch.config import load_config
 from clsearch.errors import ClsearchError
 from clsearch.exports.formats.pt2 import Program
-from clsearch.folder import results_of
+from clsearch.files import ABOUT
+from clsearch.folder import results_of, tasks_of
 from clsearch.methods.base import ChainState
-from clsearch.outbox import Entry
-from clsearch.records import LayerPruning, ScanPoint, Selection, TaskResult, TrialRecord
+from clsearch.outbox import Entry, Ledger
+from clsearch.records import (
+    LayerPruning,
+    ScanPoint,
+    Selection,
+    TaskRecord,
+    TaskResult,
+    TrialRecord,
+)
+from clsearch.report.parquet import Tables, read_table
 from clsearch.store import (
     MANIFEST,
     Store,
@@ -207,6 +216,7 @@ RECORD = TrialRecord(
     "k" * 32, "ewc", 3, 2, {"lr": 0.1}, "COMPLETE", "", 2 / 3, 1.0, ("fc1",), (5,), (0,),
     (ScanPoint(0.0, 0.9, (1,)), ScanPoint(0.3, 1 / 3, (3,))), (0.1, 2 / 3), 2,
 )  # fmt: skip
+TASK = TaskRecord(1, "digits 0-4", "digits", "CC0", ("0", "1"), (1, 8, 8), "d" * 32, 80, 20, 25)
 RESULT = TaskResult(Selection("ewc", 3, 1, "selected", "", 1.0, units=(5,)), "c" * 32, (0.5,))
 STATE = ChainState({"fc1.weight": torch.ones(2, 3)}, {"mask": torch.tensor([True])}, {})
 
@@ -216,7 +226,7 @@ class Target:
 
     def __init__(self, name: str, valid: bytes, read: Reader) -> None:
         self.name, self.valid, self.read = name, valid, read
-        self.is_text = not name.endswith(("safetensors", "pt2"))
+        self.is_text = not name.endswith(("safetensors", "pt2", "parquet", "ledger"))
 
 
 def targets(folder: Path) -> list[Target]:
@@ -257,6 +267,9 @@ def targets(folder: Path) -> list[Target]:
     selections = matrix.with_name("selections.json")
     selections.write_bytes(results)
     accuracies, run = matrix.read_bytes(), matrix.parent
+    described = json.dumps({"scenario": {}, "machine": {}, "tasks": [TASK.to_json()]}).encode()
+    Tables(run).write([RECORD], [RESULT])
+    trials, ledger = run / "trials.parquet", folder / "delivered" / "local.txt"
     entry = folder / "outbox" / "00000001-trial-x.json"
     config, configured = folder / "config.yaml", yaml.safe_dump(CONFIG).encode()
     archive, whole = folder / "model.pt2", _archive()
@@ -276,11 +289,15 @@ def targets(folder: Path) -> list[Target]:
         bundled("trials", "k" * 32, "model.safetensors", lambda: read_trained(store, "k" * 32)),
         bundled("commits", "c", "state.safetensors", lambda: read_commit(store, "c")),
         bundled("commits", "c", "meta.json", lambda: read_commit(store, "c")),
+        bundled("measurements", "m", "test.json", lambda: read_measured(store, "m")),
         bundled("prunings", "p", "pruning.json", lambda: read_pruning(store, "p")),
         Target("safetensors", dump_state(STATE), load_state),
         Target("manifest", sums, file(manifest, lambda: read_measured(store, "m"))),
         Target("selections.json", results, file(selections, lambda: results_of(run))),
         Target("accuracy_matrix.json", accuracies, file(matrix, lambda: results_of(run))),
+        Target("search.json", described, file(run / ABOUT, lambda: tasks_of(run))),
+        Target("trials.parquet", trials.read_bytes(), file(trials, lambda: read_table(trials))),
+        Target("ledger", b"trial-x\ncommitted-y\n", file(ledger, lambda: Ledger(ledger))),
         Target("outbox", b'{"kind": "trial", "body": {}}', file(entry, Entry(entry).read)),
         Target("model.pt2", whole, load),
         *map(part, PARTS),

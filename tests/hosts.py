@@ -58,7 +58,8 @@ class Host:
     """A machine of its own, as far as programs can tell."""
 
     def __init__(self, number: int, init: int, switch: int) -> None:
-        self.address, self.port = f"{NETWORK}.{number}", f"port{number}"
+        self.name, self.port = f"host{number}", f"port{number}"
+        self.address = f"{NETWORK}.{number}"
         self._init, self._switch = init, switch
         self.root = Path(f"/proc/{init}/root")
         """Its files, as seen from outside."""

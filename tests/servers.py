@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,8 +49,13 @@ def server(folder: Path, port: int, store: str = "") -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(20)
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager
@@ -79,6 +85,34 @@ def keeper(script: str, *ports: int, **variables: str) -> Iterator[subprocess.Po
                 one.kill()
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def overheard(port: int) -> Iterator[tuple[int, bytearray]]:
+    """A port that leads to another one of this machine, and what clients say to it."""
+    said = bytearray()
+
+    def carry(source: socket.socket, to: socket.socket, kept: bytearray | None) -> None:
+        with contextlib.suppress(OSError):
+            while part := source.recv(1 << 16):
+                if kept is not None:
+                    kept += part
+                to.sendall(part)
+        for end in (source, to):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.create_connection(("127.0.0.1", port))
+                for way in ((client, server, said), (server, client, None)):
+                    threading.Thread(target=carry, args=way, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1], said
 
 
 def answering(port: int, seconds: float = 90) -> None:

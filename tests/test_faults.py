@@ -33,7 +33,7 @@ def test_nothing_is_lost(fault: Fault, reference: Reference, tmp_path: Path) -> 
         damage = fault.inject(made)
     print(damage)
     assert damage.injected >= 1
-    assert damage.nothing, damage
+    assert damage.none, damage
 
 
 def test_trials_that_fail_leave_the_others_alone(reference: Reference, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_what_a_cluster_refuses(
     refused(call("stop", "somewhere", "--address", dashboard), "JOB", "somewhere")
     port = dashboard.rpartition(":")[2]
     refused(call("logs", "x", "--address", f"127.0.0.1:{port}"), f"http://127.0.0.1:{port}")
+    refused(call("logs", "x", "--address", f"http://{gcs}"), "No job server of Ray answers")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "cd" * 32)
     config, out = write_config(tmp_path / "c.yaml"), tmp_path / "out"
     ended = call("launch", config, "--address", dashboard, "--out", out)
@@ -129,7 +130,13 @@ def test_what_a_cluster_refuses(
     assert not out.exists()
 
 
-DEAD = {"a refused port": "http://127.0.0.1:{port}", "one of a cluster": "127.0.0.1:{port}"}
+DEAD = {
+    "a refused port": "http://127.0.0.1:{port}",
+    "one of a cluster": "127.0.0.1:{port}",
+    "words": "http://HOST:PORT",
+    "half an address": "http://[::1",
+    "a port out of range": "http://127.0.0.1:99999",
+}
 
 
 @pytest.mark.parametrize("what", DEAD)
@@ -196,6 +203,10 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("methods[0].grid.strength", "lr"),
     ),
     "an unknown option": ({"model": {"name": "mlp", "hiden": [3]}}, ("model.hiden",)),
+    "a password": (
+        {"tracking": {"uri": "http://me:hunter22@mlflow:5000"}},
+        ("tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
+    ),
     "data beside the config": (
         {"scenario": {"name": "permuted", "source": "digits", "root": "data"}},
         ("scenario.root", "absolute"),

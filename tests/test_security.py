@@ -120,11 +120,15 @@ def test_a_number_in_yaml_is_bounded(tmp_path: Path, number: str) -> None:
 
 def test_the_line_of_a_mistake_is_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    for line in (f"password: {SECRET}: {SECRET}", f'x: "{SECRET}', f"a: !!python/name:{SECRET} b"):
+    for line in (
+        *(f"password: {SECRET}: {SECRET}", f'x: "{SECRET}', f"a: !!python/name:{SECRET} b"),
+        *(f"password: !{SECRET}", f"password: *{SECRET}", f"password: !'{SECRET}' b"),
+        *(f"password: &{SECRET} 1\nx: &{SECRET} 2", f"%TAG ! {SECRET}", f"password: @{SECRET}"),
+    ):
         file.write_text(f"name: x\n{line}\n")
         with pytest.raises(InputError, match=r"line \d+, column \d+") as caught:
             load_config(file)
-        assert SECRET not in str(caught.value) or "python" in line
+        assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["m/models/../../../x", "../data/weights/weight_0", "/models/x"])

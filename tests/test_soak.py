@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from helpers import shared_data
 
 from benchmarks._growth import COLUMNS, curves, growths, read_samples, table, theil_sen
+from benchmarks.soak import TOO_FEW
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,7 +50,14 @@ def test_what_grows_from_task_to_task_is_found_and_what_does_not_is_not() -> Non
 def test_single_outliers_move_no_slope() -> None:
     assert theil_sen([1, 2, 3, 4, 5], [1, 1, 90, 1, 1]) == 0.0
     assert theil_sen([1, 2, 3, 4, 5], [3, 5, 7, 90, 11]) == pytest.approx(2.0)
-    assert theil_sen([1], [1]) == 0.0
+
+
+def test_what_too_few_tasks_say_is_no_verdict() -> None:
+    found = growths(samples(3, leak=100.0))
+    assert {g.slope for g in found} == {None}
+    assert not any(g.grows for g in found)
+    assert all(line.endswith("too few tasks") for line in table(found)[1:])
+    assert {g.slope is None for g in growths(samples(6))} == {False}
 
 
 def test_the_report_is_made_from_the_file_alone_even_one_cut_short(tmp_path: Path) -> None:
@@ -80,7 +89,7 @@ def test_a_short_soak_kills_a_worker_and_loses_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + (tmp_path / "stderr").read_text()
+    assert done.returncode == 1, done.stdout + (tmp_path / "stderr").read_text()
     assert "60 trials of 60: {'COMPLETE': 60}" in done.stdout
     assert "1 workers killed" in done.stdout
-    assert done.stdout.rstrip().endswith("nothing grows, nothing is lost")
+    assert json.loads((tmp_path / "wrong.json").read_text()) == [TOO_FEW]

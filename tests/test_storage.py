@@ -61,10 +61,10 @@ def test_bundles_come_back_from_an_object_store(kind: str, request: pytest.Fixtu
     store.check()
     assert store.read("trials", KEY) is None
     write_record(store, record(), trained())
-    write_commit(store, "c", state(), {"accuracy": 0.1 + 0.2})
+    write_commit(store, "c", state(), {"validation_accuracy": 0.1 + 0.2})
     assert read_record(store, KEY) == record()
     assert read_trained(store, KEY).params.keys() == trained().params.keys()
-    assert (read_commit(store, "c") or (0, 0))[1] == {"accuracy": 0.1 + 0.2}
+    assert (read_commit(store, "c") or (0, 0))[1] == {"validation_accuracy": 0.1 + 0.2}
     assert (store.count("trials"), store.count("commits")) == (1, 1)
     again = copy.copy(store)  # as another process makes it
     assert read_record(again, KEY) == record()

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_records_and_states_come_back_exactly(store: Store) -> None:
     given = trained()
     write_record(store, record(), given)
     assert read_record(store, "k" * 32) == record()
-    write_commit(store, "c", state(), {"accuracy": 0.1 + 0.2, "free": None})
+    write_commit(store, "c", state(), {"validation_accuracy": 0.1 + 0.2})
     write_measured(store, "m", {"1": 0.1 + 0.2})
     chain, _ = read_commit(store, "c") or (None, None)
     pairs = [(given, read_trained(store, "k" * 32)), (state(), chain)]
@@ -111,7 +112,7 @@ def test_records_and_states_come_back_exactly(store: Store) -> None:
                 assert got[name].dtype == value.dtype
                 assert got[name].shape == value.shape
                 assert got[name].numpy().tobytes() == value.contiguous().numpy().tobytes()
-    assert (read_commit(store, "c") or (0, 0))[1] == {"accuracy": 0.1 + 0.2, "free": None}
+    assert (read_commit(store, "c") or (0, 0))[1] == {"validation_accuracy": 0.1 + 0.2}
     assert read_measured(store, "m") == {"1": 0.1 + 0.2}
     assert read_commit(store, "d") is read_measured(store, "d") is None
     with pytest.raises(DamagedError, match="no stored parameters"):
@@ -173,13 +174,30 @@ def test_any_flipped_byte_of_a_manifest_is_damage_or_harmless(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
+    "said", [{}, [], None, 1, {"validation_accuracy": None}, {"validation_accuracy": True},
+             {"validation_accuracy": float("nan")}, {"validation_accuracy": 10**400}]
+)  # fmt: skip
+def test_numbers_of_a_commit_are_numbers(tmp_path: Path, said: Any) -> None:
+    """Whatever the manifest says: who can write a bundle can write its sums."""
+    store = Store(str(tmp_path))
+    for kind, name in (("commits", "meta.json"), ("measurements", "test.json")):
+        files = {name: json.dumps(said).encode(), "state.safetensors": dump_state(state())}
+        store.write(kind, "x", files)
+    with pytest.raises(DamagedError, match="commit x"):
+        read_commit(store, "x")
+    if said != {}:
+        with pytest.raises(DamagedError, match="measurement x"):
+            read_measured(store, "x")
+
+
+@pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"files": null}', '{"files": ["record.json"]}', '{"files": {}}',
              '{"files": {"meta.json": 3}}', "\xff"]
 )  # fmt: skip
 def test_any_wrong_manifest_is_damage(tmp_path: Path, text: str) -> None:
     store = Store(str(tmp_path))
     write_record(store, record(), trained())
-    write_commit(store, "c", state(), {})
+    write_commit(store, "c", state(), {"validation_accuracy": 0.5})
     for kind in ("trials", "commits"):
         (file,) = (tmp_path / kind).rglob(MANIFEST)
         file.write_bytes(text.encode("latin-1"))

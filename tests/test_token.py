@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command import clsearch, environment, write_config
-from servers import free_port, keeper
+from servers import free_port, keeper, overheard
 
 from clsearch.errors import InputError
 from clsearch.search import local
@@ -131,18 +131,40 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_cluster_that_asks_for_no_token_is_refused(tmp_path: Path) -> None:
-    port = free_port()
-    with keeper(OPEN, port, RAY_AUTH_MODE="disabled"):
+@pytest.mark.parametrize("verb", ["run", "launch"])
+def test_a_cluster_that_asks_for_no_token_is_refused_and_never_told_ours(
+    tmp_path: Path, verb: str
+) -> None:
+    port, token = free_port(), "ab" * 32
+    config = write_config(tmp_path / "c.yaml")
+    with keeper(OPEN, port, RAY_AUTH_MODE="disabled"), overheard(port) as (tapped, said):
         ended = clsearch(
-            "run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "out",
-            "--address", f"127.0.0.1:{port}", env=environment(RAY_AUTH_TOKEN="ab" * 32),
+            verb, config, "--out", tmp_path / "out", "--address", f"127.0.0.1:{tapped}",
+            env=environment(RAY_AUTH_TOKEN=token),
         )  # fmt: skip
     assert ended.returncode == 2
     for word in ("--address", "RAY_AUTH_MODE=disabled"):
         assert word in ended.stderr
-    assert "ab" * 32 not in ended.stderr
+    assert token not in ended.stderr
+    assert said
+    assert token.encode() not in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token_is_told_it_where_this_can_be_heard(tmp_path: Path) -> None:
+    """The other test would not notice otherwise. This cluster has no dashboard, and says so."""
+    port, token = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
+    config = write_config(tmp_path / "c.yaml")
+    with keeper(OPEN, port, **token), overheard(port) as (tapped, said):
+        ended = clsearch(
+            "launch", config, "--out", "/x", "--address", f"127.0.0.1:{tapped}",
+            env=environment(**token),
+        )  # fmt: skip
+    assert ended.returncode == 2
+    assert "no dashboard" in ended.stderr
+    assert ended.stderr.count("\n") < 6, "Ray's own words are on the terminal"
+    assert token["RAY_AUTH_TOKEN"].encode() in said
 
 
 def _loopback(ip: str) -> bool:

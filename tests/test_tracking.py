@@ -23,6 +23,7 @@ from servers import answering, free_port, server
 from clsearch import audit
 from clsearch import outbox as outbox_module
 from clsearch.errors import InputError, StoreError
+from clsearch.mlflow_runs import refused
 from clsearch.notes import table_row
 from clsearch.outbox import Entry, Ledger, Outbox, jsonable
 from clsearch.protocols import Committed, SearchInfo
@@ -840,6 +841,67 @@ def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
     assert "not valid JSON" in tracker.rejected[0].read_text()
     assert len(runs(client(out))) == 3
     assert [f.name for f in folder.iterdir()] == ["rejected"]
+
+
+@pytest.mark.parametrize("where", ["the entry", "its folder", "a file", "a folder in it"])
+def test_an_entry_with_a_link_is_set_aside_and_nothing_of_it_is_sent(
+    tmp_path: Path, where: str
+) -> None:
+    """An outbox may come from somebody else: it says what is sent, not what of this machine."""
+    box, own = tmp_path / "outbox", tmp_path / "own"
+    (own / "report").mkdir(parents=True)
+    for name in ("entry", "report/key"):
+        (own / name).write_text('{"kind": "finish"}')
+    entry = Entry(box / "00000001-finish-abc.json")
+    (entry.files / "report").mkdir(parents=True)
+    entry.file.write_text('{"kind": "finish"}')
+    linked, to = {
+        "the entry": (entry.file, "entry"),
+        "its folder": (entry.files, ""),
+        "a file": (entry.files / "report" / "key", "report/key"),
+        "a folder in it": (entry.files / "other", "report"),
+    }[where]
+    if where == "its folder":
+        shutil.rmtree(linked)
+    linked.unlink(missing_ok=True)
+    linked.symlink_to(own / to)
+    sent: list[object] = []
+    courier = outbox_module.Courier(
+        Outbox(box), Ledger(tmp_path / "ledger"), lambda *what: sent.append(what), refused
+    )
+    courier.wake()
+    assert courier.close(30) == 0
+    assert sent == []
+    assert [path.name for path in box.rglob("*")] == ["rejected", "finish-abc.json"]
+    assert "a link, a device or a pipe" in (box / "rejected" / "finish-abc.json").read_text()
+    assert {path.name for path in own.rglob("*")} == {"entry", "report", "key"}
+
+
+def test_an_outbox_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own" / "1.files").mkdir(parents=True)
+    (tmp_path / "outbox").symlink_to(tmp_path / "own")
+    with pytest.raises(StoreError, match="is a link"):
+        Outbox(tmp_path / "outbox")
+    assert (tmp_path / "own" / "1.files").is_dir()
+
+
+def test_a_task_selected_again_has_one_selected_trial_and_remembers_the_others(out: Path) -> None:
+    """As when a lost trial is trained after all, and wins, once its runs were let go of."""
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    for task in (1, 2):
+        tracker.trial(trial(1, task))
+        tracker.trial(trial(2, task))
+        tracker.committed(committed(2, None, task))
+    tracker.committed(committed(1, None, 1))
+    assert tracker.close(60) == 0, tracker.problem
+    tags = [run.data.tags for run in runs(client(out)).values()]
+    chosen = [
+        (t["clsearch.task"], t["clsearch.trial_key"])
+        for t in tags
+        if t["clsearch.kind"] == "trial" and t["clsearch.selected"] == "true"
+    ]
+    assert sorted(chosen) == [("1", f"{1:032x}"), ("2", f"{2:032x}")]
 
 
 def test_entry_that_always_fails_is_passed_over(tmp_path: Path) -> None:

@@ -1,15 +1,64 @@
-"""Whether something that speaks gRPC answers at an address, asked before Ray is."""
+"""What a cluster says of itself before it is joined: whether it answers, and asks for a token."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
+
+from clsearch.search import local
+from clsearch.search._ray import authenticated, ray, raylet, services
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer."""
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How an HTTP/2 client begins: the preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
+
+
+def find(address: str) -> str:
+    """HOST:PORT of the cluster at `auto` or HOST:PORT, which answers. Raises `OSError` or
+    `ValueError`."""
+    if address == "auto":
+        address = str(services.canonicalize_bootstrap_address_or_die(address))
+    probe(address)
+    return address
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the cluster at HOST:PORT refuses who has no token: it is asked without, once. Raises
+    what Ray raises."""
+    try:
+        with authenticated({local.MODE: "disabled"}), stderr_closed():
+            client = raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+            client.internal_kv_get(b"clsearch", b"clsearch", timeout=TIMEOUT)
+    except ray.exceptions.AuthenticationError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Ray writes a refusal to the terminal too, whatever its loggers are told."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def is_here(address: str) -> bool:
+    """Whether HOST:PORT is on this machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    for family, kind, _, _, place in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with contextlib.suppress(OSError), socket.socket(family, kind) as own:
+            own.bind(place)  # only an address of this machine can be
+            return True
+    return False
 
 
 def probe(address: str) -> None:

@@ -25,7 +25,7 @@ from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import Node, authenticated, ray, ray_constants, tune
-from clsearch.search.probe import probe
+from clsearch.search.probe import asks_for_token, find
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
 from clsearch.search.tune_run import TuneRun, Work
@@ -52,6 +52,7 @@ class RaySearcher:
         self._refs: dict[str, Any] = {}
         self._run: TuneRun | None = None
         _quiet()
+        local.sweep()
         try:
             with local.own_signals():
                 if address is None:
@@ -68,7 +69,6 @@ class RaySearcher:
     def _start_local(self, resources: ResourcesConfig) -> None:
         # A folder of its own: Ray's default one belongs to whoever came first on this machine, and
         # is never emptied.
-        local.sweep()
         self._folder = local.new_folder()
         try:
             with authenticated(local.new_token(self._folder)), _alone():
@@ -175,25 +175,19 @@ def _alone() -> Iterator[None]:
 
 def _join(address: str) -> None:
     """Connects to a running cluster. Raises `InputError` where none answers, within seconds, and
-    for a cluster without a token, unless the user said that it may be one."""
+    for a cluster without a token, which is not told ours, unless the user said that it may be one.
+    """
     allowed = "auto, or HOST:PORT of a running Ray cluster"
     try:
-        if address != "auto":
-            probe(address)
-        with authenticated(local.cluster_token(address)):
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-            mode = ray.get(ray.remote(num_cpus=0)(_mode).remote(), timeout=60)
+        token, found = local.cluster_token(address), find(address)
+        if not local.open_cluster() and not asks_for_token(found):
+            step = "It was started without. " + local.UNPROTECTED
+            raise InputError("address", address, "a cluster that asks for a token", step)
+        with authenticated(token):
+            ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
         raise InputError("address", address, allowed, f"The reason: {said}") from error
-    if mode != "token" and not local.open_cluster():
-        allowed, step = "a cluster that asks for a token", "It was started without. "
-        raise InputError("address", address, allowed, step + local.UNPROTECTED)
-
-
-def _mode() -> str:
-    """How Ray's processes on a node know each other: `token` or `disabled`."""
-    return os.environ.get(local.MODE, "disabled").lower()
 
 
 _WRITING = threading.Lock()

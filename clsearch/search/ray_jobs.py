@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shlex
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
+from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from clsearch.errors import ClsearchError, InputError
 from clsearch.redaction import holds_secret
 from clsearch.search import local
-from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet, services
-from clsearch.search.probe import TIMEOUT, probe
+from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet
+from clsearch.search.probe import TIMEOUT, asks_for_token, find, is_here, stderr_closed
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class JobServer:
         self._url = address.rstrip("/")
         if "://" not in address:
             self._url = _dashboard(address, token)
-        elif urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).netloc:
+        elif not _is_web(address):
             raise InputError("address", address, ALLOWED)
         self._check_token()
         # Ray's client would take the variables before the address that it is given.
@@ -110,12 +111,11 @@ class JobServer:
         except urllib.error.HTTPError as error:
             if error.code != 401:
                 raise self._unreached(error) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             raise self._unreached(error) from error
         else:
             if not local.open_cluster():
-                step = "It was started without. " + local.UNPROTECTED
-                raise InputError("address", self.address, "a cluster that asks for a token", step)
+                raise _open(self.address)
 
     def _ask(self, act: Callable[[], T]) -> T:
         try:
@@ -163,18 +163,35 @@ class JobServer:
         """What a search has said, and what it says from now on, until it ends."""
         from aiohttp import ClientError
 
-        with contextlib.closing(asyncio.new_event_loop()) as loop:
-            lines = self._client.tail_job_logs(job)
-            try:
-                while True:
-                    try:
-                        yield self._ask(lambda: loop.run_until_complete(anext(lines)))
-                    except StopAsyncIteration:
-                        return
-                    except ClientError as error:
-                        raise ClsearchError(f"the log of {job} broke off: {error}") from error
-            finally:
-                loop.run_until_complete(lines.aclose())
+        lines = self._client.tail_job_logs(job)
+
+        async def following() -> str:
+            return str(await anext(lines))
+
+        with asyncio.Runner() as runner:  # whatever ends it, its end ends what waits for a line
+            while True:
+                try:
+                    yield self._ask(lambda: runner.run(following()))
+                except StopAsyncIteration:
+                    return
+                except ClientError as error:
+                    raise ClsearchError(f"the log of {job} broke off: {error}") from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_web(address: str) -> bool:
+    """Whether it is http://HOST:PORT, or https; the port need not be said."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _client() -> type[Any]:
@@ -211,6 +228,11 @@ def _launched(details: Any) -> LaunchedJob | None:
     )
 
 
+def _open(address: str) -> InputError:
+    step = "It was started without. " + local.UNPROTECTED
+    return InputError("address", address, "a cluster that asks for a token", step)
+
+
 def _refused(address: str) -> InputError:
     step = f"It refuses the token of {local.TOKEN} or ~/.ray/auth_token."
     return InputError("address", address, "a cluster whose token is known here", step)
@@ -219,11 +241,10 @@ def _refused(address: str) -> InputError:
 def _dashboard(address: str, token: dict[str, str | None]) -> str:
     """Where the dashboard of the cluster at `auto` or HOST:PORT is. Raises `InputError`."""
     try:
-        found = address
-        if address == "auto":
-            found = services.canonicalize_bootstrap_address_or_die(address)
-        probe(found)
-        with authenticated(token):
+        found = find(address)
+        if not local.open_cluster() and not asks_for_token(found):
+            raise _open(address)
+        with authenticated(token), stderr_closed():
             client = raylet.GcsClient(address=found)  # type: ignore[attr-defined]
             said = client.internal_kv_get(
                 ray_constants.DASHBOARD_ADDRESS.encode(),
@@ -241,4 +262,8 @@ def _dashboard(address: str, token: dict[str, str | None]) -> str:
         how = "`ray start --head --include-dashboard=true`, with ray[default] installed"
         step = f"It has no dashboard. Start its head by {how}."
         raise InputError("address", address, "a cluster with a job server", step)
-    return f"http://{said.decode()}"
+    shown = str(said.decode())
+    if _is_loopback(shown.rpartition(":")[0]) and not is_here(found):
+        step = f"Its dashboard is on its head's loopback, out of reach from here. {TUNNEL}"
+        raise InputError("address", address, "http://HOST:PORT of its dashboard", step)
+    return f"http://{shown}"

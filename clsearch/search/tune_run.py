@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -41,6 +40,8 @@ class Work:
     job: Job
     data: Mapping[int, Any]
     rest: Any = None
+    rounds: int = 0
+    """How often Tune was given it, and it was over."""
 
     def __deepcopy__(self, memo: Any) -> Work:
         return self
@@ -70,7 +71,6 @@ class TuneRun:
         self.queue: list[tuple[int, float, int, Work]] = []
         self.events: SimpleQueue[TrialRecord | Ended | Exception] = SimpleQueue()
         self.given: dict[str, Work] = {}
-        self.rounds: Counter[tuple[type[Job], tuple[str, ...]]] = Counter()
         self.changed, self.numbers = threading.Condition(), itertools.count()
         self.thread = threading.Thread(target=self._fit, args=(trainable,), daemon=True)
 
@@ -124,9 +124,9 @@ class TuneRun:
         """A trial of Tune's is over; a job that was lost has further rounds."""
         with self.changed:
             work = self.given.pop(trial_id)
-        job, place = work.job, (type(work.job), work.job.keys)
-        self.rounds[place] += 1
-        if lost and self.rounds[place] < ROUNDS:
+        job = work.job
+        work.rounds += 1
+        if lost and work.rounds < ROUNDS:
             self.submit([work])
         else:
             work.let_go()

@@ -43,7 +43,14 @@ on() { # on HOW-MANY-NODES SRUN-OPTION COMMAND…: one process a node, until the
 
 on 1 --nodelist="$head" ray start --head --node-ip-address="$address" --port="$port" \
   --include-dashboard=false
-until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do sleep 1; done
+head_process=$! patience=300
+until (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null; do
+  if ! kill -0 "$head_process" 2>/dev/null || [ $((patience -= 1)) -le 0 ]; then
+    echo "Ray's head does not start on $head ($address:$port)" >&2
+    exit 1
+  fi
+  sleep 1
+done
 if [ "$nodes" -gt 1 ]; then
   on $((nodes - 1)) --exclude="$head" ray start --address="$address:$port"
 fi

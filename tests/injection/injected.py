@@ -2,7 +2,7 @@
 breaks what `CLSEARCH_INJECT` names (`fault,fault=argument`), in the worker that comes first.
 
 `CLSEARCH_INJECTION` is a folder: `begun` gets a line for every trial that a worker begins (its key,
-the process, the time), and a file appears for everything that was broken.
+the process, its host), and a file appears for everything that was broken.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import time
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def begun(members: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]
     """Notes trials as they begin, and breaks what there is to break then."""
 
     def begin(bench: Any, job: Any, *rest: Any) -> Iterator[Any]:
-        lines = "".join(f"{key} {os.getpid()} {time.time()}\n" for key in job.keys)
+        lines = "".join(f"{key} {os.getpid()} {socket.gethostname()}\n" for key in job.keys)
         handle = os.open(FOLDER / "begun", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.write(handle, lines.encode())  # in one piece, whoever else writes
         os.close(handle)
