@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import signal
 import socket
 import tempfile
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Ended, clsearch, environment, journal, refused, write_config
+from command import Driver, Ended, clsearch, environment, journal, refused, write_config
 from servers import free_port, keeper
 
 from clsearch.config import load_config
@@ -49,7 +50,7 @@ def search(folder: Path) -> Path:
     """The config of a search that can be stopped on the way."""
     return write_config(
         folder / "c.yaml",
-        training={"epochs": 40, "batch_size": 32},
+        training={"epochs": 80, "batch_size": 32},
         methods=[{"name": "finetune", "grid": {"lr": [0.001, 0.002, 0.003]}}],
         resources={"pack": 1},
     )
@@ -83,6 +84,14 @@ def test_a_launched_search_is_stopped_and_resumed_from_another_shell(
     while not journal(out):
         assert time.monotonic() < end, told("logs", job, "--address", dashboard)
         time.sleep(0.1)
+    follows = Driver(tmp_path / "follows", "logs", job, "--address", dashboard, "--follow",
+                     env=environment(**TOKEN))  # fmt: skip
+    try:
+        follows.until(lambda: "Task 1/2" in follows.stdout)
+        follows.process.send_signal(signal.SIGINT)
+        assert (follows.wait(20), follows.stderr) == (130, "")
+    finally:
+        follows.end()
     again = clsearch("launch", search(here), "--address", dashboard, "--out", out, **shell)
     refused(Ended(again.returncode, again.stdout, again.stderr), "--out", job, "at work")
     stopped = told("stop", job, "--address", dashboard)
