@@ -379,9 +379,9 @@ def read(path):
     scenario = build_scenario(parse_config(given))
     for task in scenario.tasks:
         data = PackData.of([scenario.data(task.number)], torch.device("cpu"))
-        for batch in data.train.batches(16):
+        for batch in data.train.batches(4):
             batch.x.sum()
-        for index in torch.randperm(len(data.train)).split(16):
+        for index in torch.randperm(len(data.train)).split(4):
             data.train.batch(index).x.sum()
         scenario.test(task.number).digest()
     return [scenario.data(task.number).digest for task in scenario.tasks]
