@@ -108,7 +108,7 @@ def cluster(ground: Ground) -> Iterator[Cluster]:
         yield Cluster(ground, made)
 
 
-@fault("SIGKILL of a node of the cluster", short=0)
+@fault("SIGKILL of a node of the cluster", long=True)
 def node(ground: Ground) -> Damage:
     with cluster(ground) as made, made.search(made.head) as search:
         search.until_at_work(made.workers[0])
@@ -120,7 +120,7 @@ def node(ground: Ground) -> Damage:
         return damage
 
 
-@fault(f"Network cut between driver and worker for {CUT:.0f} s", short=0)
+@fault(f"Network cut between driver and worker for {CUT:.0f} s", long=True)
 def network_cut(ground: Ground) -> Damage:
     """The worker still sees the shared folder: it is not cut off from its disk as well."""
     with cluster(ground) as made, made.search(made.head) as search:
@@ -133,7 +133,7 @@ def network_cut(ground: Ground) -> Damage:
         return ground.damage(1, before)
 
 
-@fault("The head of the cluster gone and back", short=0)
+@fault("The head of the cluster gone and back", long=True)
 def head_gone(ground: Ground) -> Damage:
     """With a driver on another host: one on the head goes with it."""
     with cluster(ground) as made:

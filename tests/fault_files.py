@@ -58,17 +58,17 @@ def damaged_checkpoints(ground: Ground) -> Damage:
     return damaged_trials(ground, "model.safetensors")
 
 
-@fault("a record cut short, and one with a flipped bit", short=0)
+@fault("a record cut short, and one with a flipped bit", long=True)
 def damaged_records(ground: Ground) -> Damage:
     return damaged_trials(ground, "record.json")
 
 
-@fault("a manifest of the journal cut short, and one with a flipped bit", short=0)
+@fault("a manifest of the journal cut short, and one with a flipped bit", long=True)
 def damaged_manifests(ground: Ground) -> Damage:
     return damaged_trials(ground, "manifest.json")
 
 
-@fault("a parent of the next task cut short, and one with a flipped bit", short=0)
+@fault("a parent of the next task cut short, and one with a flipped bit", long=True)
 def damaged_commits(ground: Ground) -> Damage:
     ground.copy()
     before = ground.finished()
@@ -86,7 +86,7 @@ def damaged_commits(ground: Ground) -> Damage:
     return ground.damage(2, before)
 
 
-@fault("the tables of a run (Parquet) cut short, and with a flipped bit", short=0)
+@fault("the tables of a run (Parquet) cut short, and with a flipped bit", long=True)
 def damaged_tables(ground: Ground) -> Damage:
     """A bit is flipped in 16 places of each: it is found, unless nobody reads that byte."""
     ground.copy()

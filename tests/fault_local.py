@@ -77,7 +77,9 @@ def worker_in_a_trial(ground: Ground) -> Damage:
     return damage
 
 
-@fault("SIGKILL of a worker between checkpoint and record, and between record and report")
+@fault(
+    "SIGKILL of a worker between checkpoint and record, and between record and report", long=True
+)
 def worker_around_the_record(ground: Ground) -> Damage:
     driver = ground.start(env=ground.environment("die-around-the-record"))
     driver.until(lambda: len(ground.injected()) == 2)
@@ -89,7 +91,7 @@ def worker_around_the_record(ground: Ground) -> Damage:
     return damage
 
 
-@fault("SIGKILL of a worker that consolidates, before and after its checkpoint is there")
+@fault("SIGKILL of a worker that consolidates, before and after its checkpoint is there", long=True)
 def worker_around_the_commit(ground: Ground) -> Damage:
     """Of the one chain's first task: the next to be given the job dies too, and it has another
     round."""
@@ -150,7 +152,7 @@ def driver_at_random_moments(ground: Ground) -> Damage:
     return Damage.total(found)
 
 
-@fault("death of Ray's own processes", short=0)
+@fault("death of Ray's own processes", long=True)
 def death_of_ray(ground: Ground) -> Damage:
     """Ray then ends this process from within, without a word to Python."""
     driver = ground.start()
@@ -189,7 +191,7 @@ def interrupted(ground: Ground, driver: Driver, number: signal.Signals) -> dict[
     return before
 
 
-@fault("SIGINT, SIGTERM and SIGHUP, one after the other")
+@fault("SIGINT, SIGTERM and SIGHUP, one after the other", long=True)
 def signals(ground: Ground) -> Damage:
     numbers, done = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), 0
     before: dict[str, Finished] = {}
@@ -210,7 +212,7 @@ def signals(ground: Ground) -> Damage:
     return Damage(len(numbers), done, damage.lost, damage.retrained, damage.equal)
 
 
-@fault("a second driver on the output folder")
+@fault("a second driver on the output folder", long=True)
 def a_second_driver(ground: Ground) -> Damage:
     """It is refused, by `run` and by `resume`, with who holds the folder; also by what a driver
     left behind that was killed is nobody kept out."""
@@ -263,7 +265,7 @@ def ended_full(ground: Ground, driver: Driver) -> None:
     assert len(driver.stderr.splitlines()) == 2
 
 
-@fault("disk full on the driver")
+@fault("disk full on the driver", long=True)
 def disk_full_on_the_driver(ground: Ground) -> Damage:
     """All that the search leaves is on a disk that is too small for it."""
     disk = ground.folder / "disk"
@@ -279,7 +281,7 @@ def disk_full_on_the_driver(ground: Ground) -> Damage:
         return ground.damage(1, before)
 
 
-@fault("disk full on a worker", short=0)
+@fault("disk full on a worker", long=True)
 def disk_full_on_a_worker(ground: Ground) -> Damage:
     """The disk of the journal, which workers write to, is full as soon as a trial is in it."""
     disk = ground.folder / "disk"
@@ -310,7 +312,7 @@ def fake_clock() -> str:
     return str(found[0])
 
 
-@fault("clock moved back an hour", short=0)
+@fault("clock moved back an hour", long=True)
 def clock_back(ground: Ground) -> Damage:
     """The search goes on under a clock that is an hour before that of the journal's files."""
     clock = {"LD_PRELOAD": fake_clock(), "FAKETIME": f"-{HOUR}"}
@@ -323,7 +325,7 @@ def clock_back(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("out of memory in a trial", short=0)
+@fault("out of memory in a trial", long=True)
 def out_of_memory(ground: Ground) -> Damage:
     """The trial is lost to the machine, and the search goes on; resumed, it is trained again."""
     driver = ground.start(env=ground.environment("out-of-memory"))
@@ -359,7 +361,7 @@ def bounded_memory(name: str) -> Iterator[Path]:
         group.rmdir()
 
 
-@fault("a worker killed by the kernel for its memory", short=0)
+@fault("a worker killed by the kernel for its memory", long=True)
 def killed_for_memory(ground: Ground) -> Damage:
     with bounded_memory(f"clsearch-test-{os.getpid()}") as group:
         driver = ground.start(env=ground.environment(f"out-of-bounds={group}"))
@@ -372,7 +374,7 @@ def killed_for_memory(ground: Ground) -> Damage:
     return damage
 
 
-@fault("a GPU lost under a worker (simulated)", short=0)
+@fault("a GPU lost under a worker (simulated)", long=True)
 def gpu_lost(ground: Ground) -> Damage:
     """Every trial in that process would fail from there on: it is left, not blamed on trials."""
     driver = ground.start(env=ground.environment("gpu-lost"))
@@ -386,7 +388,7 @@ def gpu_lost(ground: Ground) -> Damage:
     return damage
 
 
-@fault("a poisoned member in each pack (NaN, and an exception)", short=0)
+@fault("a poisoned member in each pack (NaN, and an exception)", long=True)
 def poisoned_members(ground: Ground) -> Damage:
     """A pack of nine at each task: its four sound members are trials of the undisturbed run."""
     grid = {"lr": [0.001, 0.003, 1e30], "l1": [1e-5, 1e-4, 0.5]}

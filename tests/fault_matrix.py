@@ -61,26 +61,27 @@ COUNTS = ("injected", "before", "lost", "retrained")
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of the matrix. It is injected `full` times there and `short` times by the tests,
-    which leave it out where that is 0."""
+    """A fault of the matrix. It is injected `full` times there and `short` times by its test, which
+    is one of the slow ones, or of the `long` ones."""
 
     name: str
     inject: Callable[[Ground], Damage]
     short: int
     full: int
+    long: bool
 
 
 FAULTS: dict[str, Fault] = {}
 
 
 def fault(
-    name: str, short: int = 1, full: int = 1
+    name: str, short: int = 1, full: int = 1, long: bool = False
 ) -> Callable[[Callable[[Ground], Damage]], Callable[[Ground], Damage]]:
     """Puts a fault into the matrix. Its function finds in `Ground.times` how often to inject it."""
 
     def register(inject: Callable[[Ground], Damage]) -> Callable[[Ground], Damage]:
         assert name not in FAULTS, f"two faults are called {name!r}"
-        FAULTS[name] = Fault(name, inject, short, full)
+        FAULTS[name] = Fault(name, inject, short, full, long)
         return inject
 
     return register

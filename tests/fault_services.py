@@ -127,7 +127,7 @@ def delivering(ground: Ground, server: Mlflow) -> tuple[Driver, Mapping[str, Fin
     return driver, ground.finished()
 
 
-@fault("MLflow server killed, back when the search is over", short=0)
+@fault("MLflow server killed, back when the search is over", long=True)
 def mlflow_killed(ground: Ground) -> Damage:
     with mlflow(ground.folder / "mlflow") as server:
         driver, before = delivering(ground, server)
@@ -140,7 +140,7 @@ def mlflow_killed(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("MLflow server hung when the search is interrupted")
+@fault("MLflow server hung when the search is interrupted", long=True)
 def mlflow_hung_at_ctrl_c(ground: Ground) -> Damage:
     """The kernel takes its connections, nobody answers; later it answers them after all."""
     with mlflow(ground.folder / "mlflow") as server:
@@ -157,7 +157,7 @@ def mlflow_hung_at_ctrl_c(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("MLflow server hung to the end of the search", short=0)
+@fault("MLflow server hung to the end of the search", long=True)
 def mlflow_hung(ground: Ground) -> Damage:
     with mlflow(ground.folder / "mlflow") as server:
         driver, before = delivering(ground, server)
@@ -174,7 +174,7 @@ def mlflow_hung(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("MLflow server's disk full", short=0)
+@fault("MLflow server's disk full", long=True)
 def mlflow_full(ground: Ground) -> Damage:
     disk = ground.folder / "mlflow"
     with small_disk(disk, "64m"), mlflow(disk) as server:
@@ -188,7 +188,7 @@ def mlflow_full(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-@fault("disk full for MLflow's database and what waits for it", short=0)
+@fault("disk full for MLflow's database and what waits for it", long=True)
 def audit_full(ground: Ground) -> Damage:
     """The output folder's disk. The journal is elsewhere, by `--storage file:///…`."""
     store = Store((ground.folder / "journal").as_uri())
@@ -225,7 +225,7 @@ def no_secrets(ground: Ground, *said: str) -> None:
     assert not any(secret.encode() in content for content in files)
 
 
-@fault("object store answering 500, then slow")
+@fault("object store answering 500, then slow", long=True)
 def store_with_faults(ground: Ground) -> Damage:
     with remote(ground) as (server, store, env):
         server.fail("error", every=15)
@@ -242,7 +242,7 @@ def store_with_faults(ground: Ground) -> Damage:
         return ground.damage(1, before, after=finished(store))
 
 
-@fault("object store away for longer than it is waited for", short=0)
+@fault("object store away for longer than it is waited for", long=True)
 def store_away(ground: Ground) -> Damage:
     with remote(ground) as (server, store, env):
         driver = begun(ground, "--storage", store.root, env=env)
@@ -262,7 +262,7 @@ def store_away(ground: Ground) -> Damage:
         return ground.damage(1, before, after=finished(store))
 
 
-@fault("objects cut short, changed and missing", short=0)
+@fault("objects cut short, changed and missing", long=True)
 def store_damaged(ground: Ground) -> Damage:
     """Of a search that is done: two trials, a commit and its measurement. They are made again."""
     with remote(ground) as (_, store, env):

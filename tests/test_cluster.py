@@ -12,8 +12,6 @@ import pytest
 from command import Driver, clsearch, environment, journal, write_config
 from servers import free_port, keeper
 
-pytestmark = pytest.mark.slow
-
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 CLUSTER = """
 import sys
@@ -40,6 +38,7 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         yield f"127.0.0.1:{port}", process
 
 
+@pytest.mark.long
 def test_a_node_that_dies_changes_nothing(
     cluster: tuple[str, subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -78,6 +77,7 @@ def test_a_node_that_dies_changes_nothing(
     assert time.monotonic() - began < 120
 
 
+@pytest.mark.slow
 def test_a_cluster_is_joined_with_its_token_or_knowingly_without(
     cluster: tuple[str, subprocess.Popen[str]], tmp_path: Path
 ) -> None:

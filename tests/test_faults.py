@@ -17,9 +17,12 @@ from command import write_config
 from fault_matrix import Fault, Reference, ground
 from faults import registry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
-TESTED = {name: fault for name, fault in registry().items() if fault.short}
+TESTED = [
+    pytest.param(fault, id=name, marks=pytest.mark.long if fault.long else pytest.mark.slow)
+    for name, fault in registry().items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return Reference.run(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize("fault", TESTED.values(), ids=list(TESTED))
+@pytest.mark.parametrize("fault", TESTED)
 def test_nothing_is_lost(fault: Fault, reference: Reference, tmp_path: Path) -> None:
     with ground(reference, tmp_path / "ground", fault.short) as made:
         damage = fault.inject(made)
@@ -36,6 +39,7 @@ def test_nothing_is_lost(fault: Fault, reference: Reference, tmp_path: Path) -> 
     assert damage.none, damage
 
 
+@pytest.mark.long
 def test_trials_that_fail_leave_the_others_alone(reference: Reference, tmp_path: Path) -> None:
     """A method that breaks, of tests/injection, comes in as a plug-in."""
 

@@ -246,7 +246,7 @@ def _until_said(log: Path, word: str, times: int) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_does_not_see_the_folder_fetches_it_once(nodes: Nodes, tmp_path: Path) -> None:
     LAYOUTS["folder"](tmp_path / "data")
     scenario = {

@@ -81,7 +81,7 @@ def test_the_report_is_made_from_the_file_alone_even_one_cut_short(tmp_path: Pat
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_soak_kills_a_worker_and_loses_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"CLSEARCH_DATA": str(shared_data())}
     command = [sys.executable, "-m", "benchmarks.soak", "--tasks", "3", "--trials", "60"]

@@ -153,7 +153,7 @@ def test_a_cluster_that_asks_for_no_token_is_refused_and_never_told_ours(
 
 @pytest.mark.slow
 def test_a_cluster_that_asks_for_a_token_is_told_it_where_this_can_be_heard(tmp_path: Path) -> None:
-    """The other test would not notice otherwise. This cluster has no dashboard, and says so."""
+    """The other test would not notice otherwise. This cluster has no dashboard."""
     port, token = free_port(), {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32}
     config = write_config(tmp_path / "c.yaml")
     with keeper(OPEN, port, **token), overheard(port) as (tapped, said):
@@ -162,7 +162,6 @@ def test_a_cluster_that_asks_for_a_token_is_told_it_where_this_can_be_heard(tmp_
             env=environment(**token),
         )  # fmt: skip
     assert ended.returncode == 2
-    assert "no dashboard" in ended.stderr
     assert ended.stderr.count("\n") < 6, "Ray's own words are on the terminal"
     assert token["RAY_AUTH_TOKEN"].encode() in said
 
