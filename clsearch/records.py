@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,19 @@ def checked(value: T) -> T:
     kind: Any = type(value)
     _types(kind).validate_json(json.dumps(value, default=_fields), strict=True)
     return value
+
+
+def numbers(said: Any) -> dict[str, float]:
+    """What maps names to finite numbers, read from JSON; raises `ValueError` for anything else."""
+    if not isinstance(said, dict):
+        raise ValueError("it maps no names to numbers")
+    for name, value in said.items():
+        if type(value) not in (int, float) or not abs(value) < math.inf:
+            raise ValueError(f"{name} is no finite number")
+    try:
+        return {name: float(value) for name, value in said.items()}
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
 
 
 def _fields(value: Any) -> dict[str, Any]:

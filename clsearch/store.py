@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 
 from clsearch.errors import DamagedError, StoreError
 from clsearch.files import parse
-from clsearch.records import LayerPruning, TrialRecord, checked
+from clsearch.records import LayerPruning, TrialRecord, checked, numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +37,6 @@ T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-
-
 PATIENCE, LONGEST_PAUSE = 60.0, 8.0
 """Seconds an object store may be away, and between two attempts, at most."""
 
@@ -376,7 +373,7 @@ def read_commit(store: Store, key: str) -> tuple[ChainState, dict[str, float]] |
     if files is None:
         return None
     try:
-        meta = _numbers(parse(files["meta.json"]))
+        meta = numbers(parse(files["meta.json"]))
         meta["validation_accuracy"]
         return load_state(files["state.safetensors"]), meta
     except (ValueError, KeyError, TypeError) as error:
@@ -394,22 +391,9 @@ def read_measured(store: Store, key: str) -> dict[str, float] | None:
     if files is None:
         return None
     try:
-        return _numbers(parse(files["test.json"]))
+        return numbers(parse(files["test.json"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"the measurement {key} cannot be read: {error}") from error
-
-
-def _numbers(said: Any) -> dict[str, float]:
-    """What maps names to finite numbers; raises `ValueError` for anything else."""
-    if not isinstance(said, dict):
-        raise ValueError("it maps no names to numbers")
-    for name, value in said.items():
-        if type(value) not in (int, float) or not abs(value) < math.inf:
-            raise ValueError(f"{name} is no finite number")
-    try:
-        return {name: float(value) for name, value in said.items()}
-    except OverflowError as error:
-        raise ValueError(str(error)) from error
 
 
 def _json(data: Any) -> bytes:
