@@ -44,7 +44,9 @@ def _typed(path: object) -> bool:
 
 
 def _end(error: ClsearchError) -> NoReturn:
-    print(f"clsearch: {error}", file=sys.stderr)
+    from clsearch.messages import printable
+
+    print(f"clsearch: {printable(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

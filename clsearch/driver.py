@@ -83,7 +83,7 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     from clsearch.system import resolve
 
     config = resolve(options.apply(config))
-    search = Search(config, out, _reached(open_store(out, config)))
+    search = Search(config, out, _reached(config, out))
     resume = command("resume", out, *(["--address", options.address] if options.address else []))
     with claimed(out, config):
         try:
@@ -105,14 +105,15 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
         )
 
 
-def _reached(store: Store) -> Store:
-    """The store; raises `InputError` for one on another machine that cannot be written to."""
-    if not store.local:
-        try:
+def _reached(config: Config, out: Path) -> Store:
+    """The store; raises `InputError` for one outside the output folder that cannot be written."""
+    try:
+        store = open_store(out, config)
+        if config.resources.storage is not None:
             store.check()
-        except StoreError as error:
-            allowed = "a store that can be written to with the credentials in the environment"
-            raise InputError("storage", store.root, allowed, str(error)) from error
+    except StoreError as error:
+        allowed = "a store that can be written to, with the credentials in the environment"
+        raise InputError("storage", config.resources.storage, allowed, str(error)) from error
     return store
 
 

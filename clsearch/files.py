@@ -107,7 +107,7 @@ def holder(folder: Path) -> str | None:
     """Who holds the folder, as far as the lock file says; None where nobody does. Looking does not
     hold it."""
     try:
-        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from clsearch.config import Config, parse_config
 from clsearch.errors import MISSING, ClsearchError, InputError
-from clsearch.messages import command, duration, say
+from clsearch.messages import command, duration, printable, say
 
 if TYPE_CHECKING:
     from clsearch.driver import Options
@@ -118,7 +118,7 @@ def print_log(name: str, address: str, follow: bool, console: Console) -> None:
     _known(server, name)
     parts = server.follow(name) if follow else [server.log(name)]
     for part in parts:
-        console.out(part, end="", highlight=False)
+        console.out(printable(part), end="", highlight=False)
 
 
 def stop(name: str, address: str, console: Console) -> None:

@@ -3,6 +3,7 @@ times, and lines as they are."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -121,9 +122,17 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[
     return list(model.model_fields)
 
 
+def printable(text: str) -> str:
+    """The text without the characters that steer a terminal: it may be somebody else's."""
+    return _CONTROLS.sub("", text)
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 def say(console: Console, text: str) -> None:
     """Prints text as it is: no markup in it, no colours, lines as long as they are."""
-    console.print(text, soft_wrap=True, markup=False, highlight=False)
+    console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
 
 def command(verb: str, what: Path | str, *rest: str) -> str:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clsearch.config import Config
+from clsearch.messages import printable
 from clsearch.protocols import Progress
 from clsearch.records import Chain, Selection, TaskResult, TrialRecord
 from clsearch.scenarios.base import Scenario, TaskData
@@ -182,7 +183,7 @@ def _in_words(result: TaskResult) -> str:
     """A selection in one line."""
     selection: Selection = result.selection
     if selection.outcome != "selected":
-        return f"{selection.outcome}: {selection.reason}"
+        return f"{selection.outcome}: {printable(selection.reason)}"
     hypers = " ".join(f"{n}={v:g}" for n, v in selection.hyperparameters.items())
     tests = [a for a in result.test if a is not None]
     test = f", test {100 * sum(tests) / len(tests):.2f} % over {len(tests)} tasks" if tests else ""

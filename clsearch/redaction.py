@@ -9,8 +9,8 @@ from functools import cache
 from urllib.parse import quote, quote_plus
 
 _WORDS = (
-    r"passw(?:or)?d|passphrase|pwd|secret|token|api[_-]?key|access[_-]?key|account[_-]?key"
-    r"|private[_-]?key|credential|signature|cookie"
+    r"passw(?:or)?d|passphrase|(?<![^\W_])(?:pg)?pass(?![^\W_])|pwd|secret|token|api[_-]?key"
+    r"|access[_-]?key|account[_-]?key|private[_-]?key|credential|signature|cookie"
 )
 """What names of secrets contain, in any case."""
 
@@ -34,8 +34,8 @@ _SCHEME = re.compile(
 )
 _SHORTEST = 8
 """Characters of a value that is looked for by itself: a shorter one would be found in words."""
-_PLACE = re.compile(r"(?:path|file|dir|folder)$", re.IGNORECASE)
-"""How names of variables end that say where a secret lies."""
+_PLACE = re.compile(r"(?:path|file|dir|folder|^(?:old)?pwd)$", re.IGNORECASE)
+"""How names of variables end that say where a secret lies; `PWD` is the folder of the shell."""
 
 
 def redacted(text: str) -> str:

@@ -226,13 +226,13 @@ class Store:
             raise StoreError(f"cannot delete {kind}/{key} in {self.root}: {error}") from error
 
     def sweep(self) -> None:
-        """Deletes what killed writers left half-written. Only while no writer is at work."""
-        selector = fs.FileSelector(self.base, recursive=True, allow_not_found=True)
-        if self.local:
+        """Deletes what killed writers left half-written, by no link. While no writer is at work."""
+        if self.local and os.path.isdir(self.base):
             try:
-                for info in self.fs.get_file_info(selector):
-                    if info.type == fs.FileType.Directory and info.base_name.startswith(".new-"):
-                        self.fs.delete_dir(info.path)
+                kinds = [k for k in os.scandir(self.base) if k.is_dir(follow_symlinks=False)]
+                for entry in [entry for kind in kinds for entry in os.scandir(kind)]:
+                    if entry.name.startswith(".new-") and entry.is_dir(follow_symlinks=False):
+                        self.fs.delete_dir(entry.path)
             except OSError as error:
                 raise StoreError(f"cannot clean {self.root}: {error}") from error
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import re
 import secrets
 import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,18 +179,28 @@ def test_a_server_that_never_answers_is_left_within_seconds(
         refused(call("status", "clsearch-x-000000", "--address", address), "--address", address)
 
 
-def test_a_cluster_that_asks_for_no_token_is_refused(
-    call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, b'{"ray_version": "2.60.0"}', ["RAY_AUTH_MODE=disabled"]),
+        (401, b"Who are you?", ["No job server of Ray"]),
+        (500, b"", ["No job server of Ray"]),
+    ],
+)
+def test_who_does_not_ask_as_ray_does_never_gets_the_token(
+    call: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    status: int,
+    body: bytes,
+    words: list[str],
 ) -> None:
-    import http.server
-    import threading
-
-    class Open(http.server.BaseHTTPRequestHandler):
+    class Other(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.headers.get("Authorization"))
-            self.send_response(200)
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(b'{"ray_version": "2.60.0"}')
+            self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -195,14 +208,36 @@ def test_a_cluster_that_asks_for_no_token_is_refused(
     asked: list[str | None] = []
     for name, value in TOKEN.items():
         monkeypatch.setenv(name, value)
-    with http.server.HTTPServer(("127.0.0.1", 0), Open) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         config = write_config(tmp_path / "c.yaml")
         ended = call("launch", config, "--address", address, "--out", "/shared/x")
         server.shutdown()
-    refused(ended, "--address", "RAY_AUTH_MODE=disabled")
-    assert asked == [None], "the token was sent to who did not ask for it"
+    refused(ended, "--address", *words)
+    assert asked == [None]
+
+
+def test_a_server_that_answers_without_end_is_left_within_seconds(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsearch.search.ray_jobs.TIMEOUT", 1.0)
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            line, _ = server.accept()
+            line.sendall(b"HTTP/1.1 401 No\r\n\r\n")
+            while True:
+                line.sendall(b"x")
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, daemon=True).start()
+        address, began = f"http://127.0.0.1:{server.getsockname()[1]}", time.monotonic()
+        refused(call("status", "clsearch-x-000000", "--address", address), "no answer within 1 s")
+        assert time.monotonic() - began < 5
 
 
 WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

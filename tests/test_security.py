@@ -20,6 +20,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 import torch
 from command import refused, write_config
+from rich.console import Console
 from test_store import record, trained
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from clsearch.config import MAX_DEPTH, MAX_NODES, load_config
 from clsearch.errors import ClsearchError, DamagedError, InputError
 from clsearch.evaluate import _section
 from clsearch.exports.formats.pt2 import Program
+from clsearch.messages import say
 from clsearch.outbox import describe, jsonable
 from clsearch.redaction import holds_secret, redacted
 from clsearch.store import MANIFEST, Store, read_record, write_record
@@ -323,8 +325,50 @@ def test_values_of_secret_variables_are_taken_out(monkeypatch: pytest.MonkeyPatc
             assert redacted(f"it said {written}.").replace('"', "").replace("'", "") == "it said …."
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/where/it/lies")
     assert redacted("/where/it/lies: no such file") == "/where/it/lies: no such file"
+    for name in ("PWD", "OLDPWD"):
+        monkeypatch.setenv(name, "/where/we/are")
+    assert redacted("clsearch resume /where/we/are/x") == "clsearch resume /where/we/are/x"
+    monkeypatch.setenv("DB_PASS", SECRET)
+    assert redacted(f"the server said {SECRET}") == "the server said …"
     monkeypatch.setenv("MY_TOKEN", "true")  # too short to be looked for in words
     assert redacted("true words stay") == "true words stay"
+
+
+PLANTED = {
+    "checkpoints/evil": "own", "report": "own", "outbox/rejected": "own", "outbox": "own",
+    "config.yaml": "own/config.yaml", "search.json": "/dev/zero", "selections.json": "pipe",
+    ".lock": "pipe", "checkpoints/delivered/local.txt": "pipe",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLANTED)
+@pytest.mark.parametrize("verb", ["status", "report", "resume"])
+def test_a_folder_that_leads_elsewhere_or_has_no_end_is_refused(
+    call: Any, tmp_path: Path, verb: str, place: str
+) -> None:
+    """An output folder may come from somebody else."""
+    out, own = tmp_path / "out", tmp_path / "own"
+    (own / ".new-work").mkdir(parents=True)
+    for path in (own / "index.html", write_config(own / "config.yaml")):
+        path.touch()
+    write_config(out / "config.yaml")
+    planted = out / place
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.unlink(missing_ok=True)
+    if PLANTED[place] == "pipe":
+        os.mkfifo(planted)
+    else:
+        planted.symlink_to(tmp_path / PLANTED[place])
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
+    refused(call(verb, out), "DIR", "without links", str(planted))
+    assert {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_what_steers_a_terminal_is_not_printed() -> None:
+    console = Console(file=io.StringIO())
+    say(console, "failed: \x1b]0;title\x07\x1b[2J\x9b31mFinished.\nnext line é")
+    console.file.seek(0)
+    assert console.file.read() == "failed: ]0;title[2J31mFinished.\nnext line é\n"
 
 
 def test_what_has_the_name_of_a_secret_is_not_said() -> None:
@@ -350,6 +394,7 @@ def test_secrets_are_looked_for_in_linear_time(part: str) -> None:
     "text",
     [
         "methods[0].grid.lr: -1 is not allowed. Allowed: a number above 0.",
+        "a compass: north", "bypass=1", "it passes: all",
         "http://127.0.0.1:5000/path", "sqlite:////tmp/a@b.db", "disk full: /data/x: 3 tokens of 5",
     ],
 )  # fmt: skip

@@ -149,6 +149,10 @@ def test_other_addresses_are_refused(call: Any, tmp_path: Path, address: str) ->
     config, out = write_config(tmp_path / "c.yaml"), tmp_path / "out"
     ended = call("run", config, "--out", out, "--storage", address)
     refused(ended, "--storage")
+    (tmp_path / "file").write_text("")
+    for folder in ("a file/x", "file/x"):
+        ended = call("run", config, "--out", out, "--storage", f"file://{tmp_path}/{folder}")
+        refused(ended, "--storage", folder)
     assert "hunter2" not in ended.err
     assert not out.exists()
 

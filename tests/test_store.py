@@ -244,8 +244,12 @@ def test_sweep_removes_what_killed_writers_left(tmp_path: Path) -> None:
     left.mkdir()
     (left / "a.bin").write_bytes(b"half")
     assert store.read("trials", "x") == FILES
+    (tmp_path / "own" / ".new-work").mkdir(parents=True)
+    for link in (left.parent.parent / "evil", left.parent / ".new-evil"):
+        link.symlink_to(tmp_path / "own")
     store.sweep()
     assert not left.exists()
+    assert (tmp_path / "own" / ".new-work").is_dir()
     assert store.read("trials", "x") == FILES
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
+from clsearch.messages import printable
 from clsearch.metrics import Matrix, accuracy_matrix, average_accuracy, average_forgetting
 from clsearch.records import Selection, Tally, TaskResult
 
@@ -271,7 +272,7 @@ def hyperparameter_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
 
 def ended_sheet(methods: Mapping[str, list[ChainView]]) -> Sheet:
     rows = tuple(
-        (method, str(chain.seed), str(end.task), end.outcome, end.reason)
+        (method, str(chain.seed), str(end.task), end.outcome, printable(end.reason))
         for method, chains in methods.items()
         for chain in chains
         if (end := chain.end)

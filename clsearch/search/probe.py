@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
 
 from clsearch.search import local
 from clsearch.search._ray import authenticated, ray, raylet, services
@@ -17,22 +19,46 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How an HTTP/2 client begins: the preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
 
 
+def within(seconds: float, act: Callable[[], None]) -> None:
+    """Does something that has its own limits for every step, or raises `TimeoutError`."""
+    ended: SimpleQueue[Exception | None] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            act()
+            ended.put(None)
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+            ended.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        error = ended.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+
+
 def find(address: str) -> str:
     """HOST:PORT of the cluster at `auto` or HOST:PORT, which answers. Raises `OSError` or
     `ValueError`."""
     if address == "auto":
         address = str(services.canonicalize_bootstrap_address_or_die(address))
-    probe(address)
+    within(TIMEOUT, lambda: probe(address))
     return address
 
 
 def asks_for_token(address: str) -> bool:
     """Whether the cluster at HOST:PORT refuses who has no token: it is asked without, once. Raises
     what Ray raises."""
+
+    def ask() -> None:
+        client = raylet.GcsClient(address=address)  # type: ignore[attr-defined]
+        client.internal_kv_get(b"clsearch", b"clsearch", timeout=TIMEOUT)
+
     try:
         with authenticated({local.MODE: "disabled"}), stderr_closed():
-            client = raylet.GcsClient(address=address)  # type: ignore[attr-defined]
-            client.internal_kv_get(b"clsearch", b"clsearch", timeout=TIMEOUT)
+            within(TIMEOUT, ask)
     except ray.exceptions.AuthenticationError:
         return True
     return False

@@ -18,7 +18,7 @@ from clsearch.errors import ClsearchError, InputError
 from clsearch.redaction import holds_secret
 from clsearch.search import local
 from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet
-from clsearch.search.probe import TIMEOUT, asks_for_token, find, is_here, stderr_closed
+from clsearch.search.probe import TIMEOUT, asks_for_token, find, is_here, stderr_closed, within
 
 T = TypeVar("T")
 
@@ -68,6 +68,10 @@ class LaunchedJob:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
+class _AskedError(Exception):
+    """A job server asks for a token."""
+
+
 class JobServer:
     """The job server of a running cluster, asked with the cluster's token, or knowingly without.
 
@@ -104,13 +108,22 @@ class JobServer:
         return InputError("address", self.address, ALLOWED, step)
 
     def _check_token(self) -> None:
-        """Asks once without the token: who answers then is a cluster that asks for none."""
+        """Asks once without the token: who answers then is a cluster that asks for none, and who
+        does not ask as Ray does is no cluster."""
+
+        def ask() -> None:
+            try:
+                with urllib.request.urlopen(f"{self._url}/api/version", timeout=TIMEOUT) as answer:
+                    json.loads(answer.read(10_000))["ray_version"]
+            except urllib.error.HTTPError as error:
+                if error.code != 401 or b"authentication token" not in error.read(10_000):
+                    raise
+                raise _AskedError from error
+
         try:
-            with urllib.request.urlopen(f"{self._url}/api/version", timeout=TIMEOUT) as answer:
-                json.loads(answer.read(10_000))["ray_version"]
-        except urllib.error.HTTPError as error:
-            if error.code != 401:
-                raise self._unreached(error) from error
+            within(TIMEOUT, ask)
+        except _AskedError:
+            return
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             raise self._unreached(error) from error
         else:
