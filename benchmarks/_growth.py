@@ -52,7 +52,7 @@ QUANTITIES = (
     Quantity("driver_descriptors", "file descriptors of the driver", "", WHOLE),
     # What a thousand tasks add is then no more than what the driver takes to start.
     Quantity("driver_memory", "memory of the driver", "MiB", 0.2, 1, RECORD),
-    Quantity("workers_memory", "memory of the workers", "MiB", 0.5, 1),
+    Quantity("workers_memory", "memory of a worker, on the mean", "MiB", 0.5, 1),
     Quantity("ray_memory", "memory of Ray's own processes", "MiB", 0.2, 1),
     Quantity("store", "Ray's shared memory in use", "MiB", 0.1, 1),
     Quantity("folders", "Ray's and Tune's folders in /tmp", "MiB", 0.1, 2),

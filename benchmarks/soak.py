@@ -95,6 +95,7 @@ class Watched:
         children = self.driver.children(recursive=True)
         self.family.update(children)
         sums: defaultdict[str, float] = defaultdict(float, processes=1)
+        workers = []
         sums["threads"], sums["descriptors"] = own["driver_threads"], own["driver_descriptors"]
         for child in children:
             try:
@@ -103,8 +104,10 @@ class Watched:
                     sums["threads"] += child.num_threads()
                     sums["descriptors"] += child.num_fds()
                     sums["processes"] += 1
-                    worker = _is_worker(child)
-                    sums["workers_memory" if worker else "ray_memory"] += memory
+                    if _is_worker(child):
+                        workers.append(memory)
+                    elif not _is_spare(child):
+                        sums["ray_memory"] += memory
                     if child.name() == "raylet":
                         sums["store"] += _shared(child)
             except (psutil.Error, OSError):
@@ -116,6 +119,7 @@ class Watched:
             **{"trials": _count(self.out / "checkpoints" / "trials")},
             **{"outbox": sum(1 for _ in self.out.glob("outbox/*.json"))},
             **{"folders": sum(map(_size, Path("/tmp").glob(f"clsearch-ray-{self.driver.pid}-*")))},
+            "workers_memory": sum(workers) / max(1, len(workers)),
             **own,
             **sums,
         }
@@ -142,8 +146,17 @@ class Watched:
 
 def _is_worker(process: psutil.Process) -> bool:
     """Whether it is a process that trains."""
+    return _called(process, "ray::ImplicitFunc")
+
+
+def _is_spare(process: psutil.Process) -> bool:
+    """Whether it is one that Ray has ready, and that comes and goes."""
+    return _called(process, "ray::IDLE")
+
+
+def _called(process: psutil.Process, name: str) -> bool:
     try:
-        return (process.cmdline() or [""])[0].startswith("ray::ImplicitFunc")
+        return (process.cmdline() or [""])[0].startswith(name)
     except psutil.Error:
         return False
 

@@ -148,8 +148,9 @@ class RaySearcher:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-_UNTOLD = {"task_events_report_interval_ms": 0}
-"""A local Ray keeps no history of its tasks, 3 KB of each: nobody can ask it for that."""
+_UNTOLD = {"task_events_report_interval_ms": 0, "event_stats_print_interval_ms": 86_400_000}
+"""A local Ray keeps no history of its tasks, 3 KB of each, and writes no page of its own statistics
+into its logs every minute: nobody can ask it for these."""
 
 _UNASKED = ("start_monitor", "start_log_monitor", "start_api_server")
 
