@@ -66,7 +66,7 @@ def claim(out: Path, config: Config) -> None:
     if not writable:
         step = "There is no permission to write it. Choose another --out."
         raise InputError("out", str(out), "a folder that can be written", step)
-    check_plain(out)
+    check_plain(out, "out")
     if saved.exists():
         theirs, ours = identity(load_config(saved)), identity(config)
         if theirs != ours:
@@ -85,14 +85,14 @@ def claim(out: Path, config: Config) -> None:
 _OURS = ("", "checkpoints", "checkpoints/delivered", "outbox", "outbox/rejected", "report")
 
 
-def check_plain(out: Path) -> None:
-    """Raises `InputError` for an output folder with a link, a device or a pipe where a run has
+def check_plain(out: Path, field: str) -> None:
+    """Raises `InputError` under `field` for an output folder with a link, a device or a pipe where a run has
     files and folders: it may come from somebody else, and is written to and deleted from."""
     for folder in filter(os.path.isdir, (out / name for name in _OURS)):
         for entry in os.scandir(folder):
             if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
                 step = f"{entry.path} is one. `--storage` keeps checkpoints elsewhere."
-                raise InputError("DIR", str(out), "a folder without links, devices and pipes", step)
+                raise InputError(field, str(out), "a folder without links, devices and pipes", step)
 
 
 def write_config(out: Path, config: Config) -> None:
@@ -103,7 +103,7 @@ def write_config(out: Path, config: Config) -> None:
 
 def run_config(out: Path) -> Config:
     """The config of a run. Raises `InputError` for a folder that holds none."""
-    check_plain(out)
+    check_plain(out, "DIR")
     saved = out / "config.yaml"
     if not saved.is_file():
         raise InputError(
