@@ -86,8 +86,8 @@ _OURS = ("", "checkpoints", "checkpoints/delivered", "outbox", "outbox/rejected"
 
 
 def check_plain(out: Path, field: str) -> None:
-    """Raises `InputError` under `field` for an output folder with a link, a device or a pipe where a run has
-    files and folders: it may come from somebody else, and is written to and deleted from."""
+    """Raises `InputError` under `field` for an output folder with a link, a device or a pipe where
+    a run has files and folders: it may be somebody else's, and is written to and deleted from."""
     for folder in filter(os.path.isdir, (out / name for name in _OURS)):
         for entry in os.scandir(folder):
             if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
