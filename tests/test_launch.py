@@ -53,14 +53,14 @@ def search(folder: Path) -> Path:
     """The config of a search that can be stopped on the way."""
     return write_config(
         folder / "c.yaml",
-        training={"epochs": 80, "batch_size": 32},
+        training={"epochs": 60, "batch_size": 32},
         methods=[{"name": "finetune", "grid": {"lr": [0.001, 0.002, 0.003]}}],
         resources={"pack": 1},
     )
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_launched_search_is_stopped_and_resumed_from_another_shell(
     cluster: tuple[str, str], tmp_path: Path
 ) -> None:
