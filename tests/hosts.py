@@ -51,6 +51,9 @@ mount --bind /mnt/passwd /etc/passwd
 cp -r /etc/skel {HOME}; mkdir -m 700 {HOME}/.ssh
 echo up; read -r _
 """
+DENIED = ("not permitted", "permission denied")
+"""What the system says where it is not this machine's to give. Whatever else fails is a fault."""
+
 SWITCH = "ip link add bridge type bridge && ip link set bridge up && echo up && read -r _"
 
 
@@ -139,7 +142,9 @@ def _first_process(namespaces: Sequence[str], script: str, *given: str) -> Itera
         try:
             if process.stdout.readline() != b"up\n":
                 said.seek(0)
-                pytest.skip(f"namespaces cannot be made here: {said.read().strip()}")
+                reason = said.read().strip()
+                assert any(word in reason.lower() for word in ("unshare:", *DENIED)), reason
+                pytest.skip(f"namespaces cannot be made here: {reason}")
             (init,) = psutil.Process(process.pid).children()
             yield init.pid
         finally:

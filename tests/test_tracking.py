@@ -21,11 +21,9 @@ import torch
 from servers import answering, free_port, server
 
 from clsearch import audit
-from clsearch import outbox as outbox_module
 from clsearch.errors import InputError, StoreError
-from clsearch.mlflow_runs import refused
 from clsearch.notes import table_row
-from clsearch.outbox import Entry, Ledger, Outbox, jsonable
+from clsearch.outbox import jsonable
 from clsearch.protocols import Committed, SearchInfo
 from clsearch.records import (
     Candidate,
@@ -736,15 +734,21 @@ def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
     assert run.data.tags["clsearch.selected"] == "true"
 
 
-def test_trials_before_the_task_just_selected_take_no_memory_and_are_found_again(
-    out: Path,
-) -> None:
+def after_two_tasks(out: Path) -> MLflowTracker:
+    """A tracker that was told of two tasks, of which each has selected the second of two trials."""
     tracker = MLflowTracker(out)
     tracker.start(INFO)
     for task in (1, 2):
         tracker.trial(trial(1, task))
         tracker.trial(trial(2, task))
         tracker.committed(committed(2, None, task))
+    return tracker
+
+
+def test_trials_before_the_task_just_selected_take_no_memory_and_are_found_again(
+    out: Path,
+) -> None:
+    tracker = after_two_tasks(out)
     tracker.trial(trial(2, 1, duration=3.0))
     assert tracker.close(60) == 0, tracker.problem
     (search,) = tracker._delivery._searches.values()
@@ -811,23 +815,6 @@ def test_refused_entry_is_set_aside_with_its_reason(out: Path) -> None:
     assert "ewc · seed 0 · task 1 · lr=0.001 strength=20" in runs(client(out))
 
 
-def test_an_entry_that_was_set_aside_and_then_taken_waits_no_more(tmp_path: Path) -> None:
-    """As of a model that a full disk refused while smaller entries got through."""
-    for full in (True, False):
-
-        def deliver(content: dict[str, Any], files: Path) -> None:
-            if full:  # noqa: B023
-                raise ValueError("no space left")
-
-        box = Outbox(tmp_path / "outbox")
-        ledger = Ledger(tmp_path / "ledger")
-        courier = outbox_module.Courier(box, ledger, deliver, lambda error: True)
-        courier.send("model", {"name": "big"}, lambda folder: {"model": Path(__file__)})
-        assert courier.close(30) == 0
-        assert len(box.rejected()) == full
-    assert not (tmp_path / "outbox").exists()
-
-
 def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
     folder = out / "outbox"
     folder.mkdir()
@@ -843,56 +830,9 @@ def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
     assert [f.name for f in folder.iterdir()] == ["rejected"]
 
 
-@pytest.mark.parametrize("where", ["the entry", "its folder", "a file", "a folder in it"])
-def test_an_entry_with_a_link_is_set_aside_and_nothing_of_it_is_sent(
-    tmp_path: Path, where: str
-) -> None:
-    """An outbox may come from somebody else: it says what is sent, not what of this machine."""
-    box, own = tmp_path / "outbox", tmp_path / "own"
-    (own / "report").mkdir(parents=True)
-    for name in ("entry", "report/key"):
-        (own / name).write_text('{"kind": "finish"}')
-    entry = Entry(box / "00000001-finish-abc.json")
-    (entry.files / "report").mkdir(parents=True)
-    entry.file.write_text('{"kind": "finish"}')
-    linked, to = {
-        "the entry": (entry.file, "entry"),
-        "its folder": (entry.files, ""),
-        "a file": (entry.files / "report" / "key", "report/key"),
-        "a folder in it": (entry.files / "other", "report"),
-    }[where]
-    if where == "its folder":
-        shutil.rmtree(linked)
-    linked.unlink(missing_ok=True)
-    linked.symlink_to(own / to)
-    sent: list[object] = []
-    courier = outbox_module.Courier(
-        Outbox(box), Ledger(tmp_path / "ledger"), lambda *what: sent.append(what), refused
-    )
-    courier.wake()
-    assert courier.close(30) == 0
-    assert sent == []
-    assert [path.name for path in box.rglob("*")] == ["rejected", "finish-abc.json"]
-    assert "a link, a device or a pipe" in (box / "rejected" / "finish-abc.json").read_text()
-    assert {path.name for path in own.rglob("*")} == {"entry", "report", "key"}
-
-
-def test_an_outbox_that_is_a_link_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "own" / "1.files").mkdir(parents=True)
-    (tmp_path / "outbox").symlink_to(tmp_path / "own")
-    with pytest.raises(StoreError, match="is a link"):
-        Outbox(tmp_path / "outbox")
-    assert (tmp_path / "own" / "1.files").is_dir()
-
-
 def test_a_task_selected_again_has_one_selected_trial_and_remembers_the_others(out: Path) -> None:
     """As when a lost trial is trained after all, and wins, once its runs were let go of."""
-    tracker = MLflowTracker(out)
-    tracker.start(INFO)
-    for task in (1, 2):
-        tracker.trial(trial(1, task))
-        tracker.trial(trial(2, task))
-        tracker.committed(committed(2, None, task))
+    tracker = after_two_tasks(out)
     tracker.committed(committed(1, None, 1))
     assert tracker.close(60) == 0, tracker.problem
     tags = [run.data.tags for run in runs(client(out)).values()]
@@ -902,27 +842,6 @@ def test_a_task_selected_again_has_one_selected_trial_and_remembers_the_others(o
         if t["clsearch.kind"] == "trial" and t["clsearch.selected"] == "true"
     ]
     assert sorted(chosen) == [("1", f"{1:032x}"), ("2", f"{2:032x}")]
-
-
-def test_entry_that_always_fails_is_passed_over(tmp_path: Path) -> None:
-    def deliver(content: dict[str, Any], files: Path) -> None:
-        if content["name"] == "bad":
-            raise ConnectionError("http://me:secret@host: 500")
-        delivered.append(content["name"])
-
-    delivered: list[str] = []
-    box = Outbox(tmp_path / "outbox")
-    courier = outbox_module.Courier(box, Ledger(tmp_path / "ledger"), deliver, lambda error: False)
-    courier._pause = lambda seconds: None  # type: ignore[method-assign]
-    for name in ("bad", "good", "better"):
-        courier.send("x", {"name": name})
-    deadline = time.monotonic() + 10
-    while len(box) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert courier.close(5) == 0
-    assert delivered == ["good", "better"]
-    (kept,) = box.rejected()
-    assert json.loads(kept.read_text())["reason"] == "ConnectionError: http://…@host: 500"
 
 
 def test_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -977,17 +896,6 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(
         MLflowTracker(tmp_path, uri)
     assert step in str(refused.value)
     assert not re.search(r"se/?cret|cret@", str(refused.value))
-
-
-def test_entries_keep_their_order_beyond_nine(tmp_path: Path) -> None:
-    box = Outbox(tmp_path / "outbox")
-    for number in range(12):
-        box.append(f"x-{number}", {"n": number}, {})
-    again = Outbox(tmp_path / "outbox")
-    assert again.identities() == [f"x-{number}" for number in range(12)]
-    first = again.first()
-    assert isinstance(first, Entry)
-    assert first.read() == {"n": 0}
 
 
 # Servers

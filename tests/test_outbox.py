@@ -1,0 +1,106 @@
+"""The queue of what waits for MLflow, and its courier: order, refusals, entries of other hands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clsearch.errors import StoreError
+from clsearch.mlflow_runs import refused
+from clsearch.outbox import Courier, Entry, Ledger, Outbox
+
+
+def test_an_entry_that_was_set_aside_and_then_taken_waits_no_more(tmp_path: Path) -> None:
+    """As of a model that a full disk refused while smaller entries got through."""
+    for full in (True, False):
+
+        def deliver(content: dict[str, Any], files: Path) -> None:
+            if full:  # noqa: B023
+                raise ValueError("no space left")
+
+        box = Outbox(tmp_path / "outbox")
+        ledger = Ledger(tmp_path / "ledger")
+        courier = Courier(box, ledger, deliver, lambda error: True)
+        courier.send("model", {"name": "big"}, lambda folder: {"model": Path(__file__)})
+        assert courier.close(30) == 0
+        assert len(box.rejected()) == full
+    assert not (tmp_path / "outbox").exists()
+
+
+@pytest.mark.parametrize("where", ["the entry", "its folder", "a file", "a folder in it"])
+def test_an_entry_with_a_link_is_set_aside_and_nothing_of_it_is_sent(
+    tmp_path: Path, where: str
+) -> None:
+    """An outbox may come from somebody else: it says what is sent, not what of this machine."""
+    box, own = tmp_path / "outbox", tmp_path / "own"
+    (own / "report").mkdir(parents=True)
+    for name in ("entry", "report/key"):
+        (own / name).write_text('{"kind": "finish"}')
+    entry = Entry(box / "00000001-finish-abc.json")
+    (entry.files / "report").mkdir(parents=True)
+    entry.file.write_text('{"kind": "finish"}')
+    linked, to = {
+        "the entry": (entry.file, "entry"),
+        "its folder": (entry.files, ""),
+        "a file": (entry.files / "report" / "key", "report/key"),
+        "a folder in it": (entry.files / "other", "report"),
+    }[where]
+    if where == "its folder":
+        shutil.rmtree(linked)
+    linked.unlink(missing_ok=True)
+    linked.symlink_to(own / to)
+    sent: list[object] = []
+    courier = Courier(
+        Outbox(box), Ledger(tmp_path / "ledger"), lambda *what: sent.append(what), refused
+    )
+    courier.wake()
+    assert courier.close(30) == 0
+    assert sent == []
+    assert [path.name for path in box.rglob("*")] == ["rejected", "finish-abc.json"]
+    assert "a link, a device or a pipe" in (box / "rejected" / "finish-abc.json").read_text()
+    assert {path.name for path in own.rglob("*")} == {"entry", "report", "key"}
+
+
+def test_an_outbox_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own" / "1.files").mkdir(parents=True)
+    (tmp_path / "outbox").symlink_to(tmp_path / "own")
+    with pytest.raises(StoreError, match="is a link"):
+        Outbox(tmp_path / "outbox")
+    assert (tmp_path / "own" / "1.files").is_dir()
+
+
+def test_entry_that_always_fails_is_passed_over(tmp_path: Path) -> None:
+    def deliver(content: dict[str, Any], files: Path) -> None:
+        if content["name"] == "bad":
+            raise ConnectionError("http://me:secret@host: 500")
+        delivered.append(content["name"])
+
+    delivered: list[str] = []
+    box = Outbox(tmp_path / "outbox")
+    courier = Courier(box, Ledger(tmp_path / "ledger"), deliver, lambda error: False)
+    courier._pause = lambda seconds: None  # type: ignore[method-assign]
+    for name in ("bad", "good", "better"):
+        courier.send("x", {"name": name})
+    deadline = time.monotonic() + 10
+    while len(box) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert courier.close(5) == 0
+    assert delivered == ["good", "better"]
+    (kept,) = box.rejected()
+    assert json.loads(kept.read_text())["reason"] == "ConnectionError: http://…@host: 500"
+
+
+def test_entries_keep_their_order_beyond_nine(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "outbox")
+    for number in range(12):
+        box.append(f"x-{number}", {"n": number}, {})
+    again = Outbox(tmp_path / "outbox")
+    assert again.identities() == [f"x-{number}" for number in range(12)]
+    first = again.first()
+    assert isinstance(first, Entry)
+    assert first.read() == {"n": 0}
