@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ import pytest
 import torch
 from servers import answering, free_port, server
 
-from clsearch import audit
+from clsearch import audit, tracking
 from clsearch.errors import InputError, StoreError
 from clsearch.notes import table_row
 from clsearch.outbox import jsonable
@@ -722,6 +723,23 @@ def test_what_a_failure_left_undone_is_done_by_the_next_attempt(
     note = found["ewc · seed 0 · task 1"].data.tags["mlflow.note.content"]
     assert f"/runs/{second.info.run_id}?" in note
     assert look.get_model_version_by_alias("demo.ewc.seed-0", "task-1").description == note
+
+
+def test_what_the_first_export_imported_is_not_looked_through_for_garbage(
+    out: Path, model: Path
+) -> None:
+    tracking._let_be.cache_clear()
+    tracker = MLflowTracker(out)
+    tracker.start(INFO)
+    try:
+        tracker.committed(committed(2, model))
+        imported = gc.get_freeze_count()
+        assert imported > len(gc.get_objects())
+        tracker.committed(committed(2, model, 2))
+        assert gc.get_freeze_count() == imported
+    finally:
+        gc.unfreeze()
+    assert tracker.close(60) == 0, tracker.problem
 
 
 def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
