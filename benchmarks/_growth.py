@@ -46,7 +46,7 @@ EXPORTS = 0.15
 """MiB of the driver a task: what torch.export keeps of each program it makes, of two models."""
 
 AGENT = 0.35
-"""MiB of Ray's own processes a minute: its agent for the dashboard adds 0.3, whatever is trained."""
+"""MiB of Ray's own processes a minute: its agent for the dashboard adds 0.3, whatever happens."""
 
 WHOLE = 0.02
 """Processes, threads or descriptors a task: one more in all over fifty tasks. A leak in every task
