@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clsearch.config import ResourcesConfig
 from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
-from clsearch.records import Chain
+from clsearch.records import Chain, TrialRecord
+from clsearch.search._ray import tune
+from clsearch.search.ray_backend import RaySearcher
 from clsearch.search.tune_run import ROUNDS, TuneRun, Work, _Relay
 
 
@@ -91,3 +98,43 @@ def test_tune_keeps_nothing_of_what_a_trial_reported_that_is_over(
     assert listed == [trials[1], trials[3]]
     kept = [t.has_reported_at_least_once for t in trials]
     assert kept == [Path(t.local_path).exists() for t in trials] == [False, True, False, True]
+
+
+@pytest.mark.slow
+def test_workers_are_kept_while_there_is_nothing_to_do_and_a_job_outlives_dead_ones(
+    tmp_path: Path,
+) -> None:
+    """More of them than a job has rounds."""
+    workers = ROUNDS + 1
+
+    def trains(setting: dict[str, Any]) -> None:
+        (tmp_path / str(os.getpid())).touch()
+        while len(list(tmp_path.iterdir())) < workers:  # all have started
+            time.sleep(0.1)
+        time.sleep(0.5)
+        key = setting["work"].job.keys[0]
+        record = TrialRecord(key, "ewc", 0, 1, {}, "COMPLETE", host=str(os.getpid()))
+        tune.report({"record": json.dumps(record.to_json())})
+
+    searcher = RaySearcher(ResourcesConfig(workers=workers))
+    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
+    run = TuneRun(trainable, workers)
+
+    def at_work(*keys: str) -> set[int]:
+        """The processes that trained these, each in a job of its own."""
+        run.submit([pack(1, key) for key in keys])
+        events = [run.wait() for _ in range(2 * len(keys))]
+        assert [e.lost for e in events if isinstance(e, Ended)] == [""] * len(keys)
+        time.sleep(1)  # turns of Tune's loop with nothing to do
+        return {int(e.host) for e in events if isinstance(e, TrialRecord)}
+
+    try:
+        first = at_work("a", "b", "c", "d")
+        assert len(first) == workers
+        assert at_work("e", "f", "g", "h") == first
+        for number in first:
+            os.kill(number, signal.SIGKILL)
+        assert not at_work("i") & first
+    finally:
+        run.end()
+        searcher.close()

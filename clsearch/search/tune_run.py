@@ -23,8 +23,8 @@ from clsearch.search._ray import ray, tune
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and how often it is given the pack.
 
-Tune gives a pack up at once whose worker dies while it is handed from one pack to the next: that
-is no fault of the pack, and it has another round.
+Rounds in which no worker began with it do not count, up to one for each worker there was: those
+who had nothing to do may be dead, and that is found as the pack is handed to them.
 """
 
 STOP = 10.0
@@ -42,6 +42,10 @@ class Work:
     rest: Any = None
     rounds: int = 0
     """How often Tune was given it, and it was over."""
+    begun: bool = False
+    """Whether a worker has begun with it since Tune was given it."""
+    refused: int = 0
+    """In how many rounds none has."""
 
     def __deepcopy__(self, memo: Any) -> Work:
         return self
@@ -67,7 +71,7 @@ class TuneRun:
     """
 
     def __init__(self, trainable: Any, workers: int) -> None:
-        self.workers, self.over = workers, False
+        self.workers, self.over, self.starts = workers, False, 0
         self.queue: list[tuple[int, float, int, Work]] = []
         self.events: SimpleQueue[TrialRecord | Ended | Exception] = SimpleQueue()
         self.given: dict[str, Work] = {}
@@ -107,7 +111,13 @@ class TuneRun:
             if not self.queue or len(self.given) >= self.workers:
                 return None
             work = self.given[trial_id] = heapq.heappop(self.queue)[-1]
+            work.begun = False
             return work
+
+    def begin(self, trial_id: str) -> None:
+        """A worker has begun with a trial of Tune's."""
+        self.starts += 1
+        self.given[trial_id].begun = True
 
     def check(self) -> None:
         """Called at every turn of Tune's loop."""
@@ -126,7 +136,9 @@ class TuneRun:
             work = self.given.pop(trial_id)
         job = work.job
         work.rounds += 1
-        if lost and work.rounds < ROUNDS:
+        work.refused += not work.begun
+        idle = min(work.refused, self.starts, self.workers)
+        if lost and work.rounds - idle < ROUNDS:
             self.submit([work])
         else:
             work.let_go()
@@ -154,6 +166,7 @@ class TuneRun:
                 reuse_actors=True,
                 num_samples=-1,
                 search_alg=_Feed(self),
+                scheduler=_Keeper(self.workers),
                 trial_name_creator=lambda trial: trial.trial_id,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
@@ -194,6 +207,21 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
         """Nothing is restored."""
 
 
+class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
+    """Has Tune keep the workers for which there is nothing to do for now: chains come up with jobs
+    one after the other, and a worker takes seconds to start. By itself Tune keeps one."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()
+        self.workers, self.told = workers, False
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if not self.told:
+            cache = tune_controller._tune_controller._actor_cache
+            cache.increase_max(trial.placement_group_factory, self.workers)
+            self.told = True
+
+
 class _Relay(tune.Callback):  # type: ignore[misc]
     """Hands what workers report to the driver. Never raises into Tune's loop, but to end it."""
 
@@ -214,6 +242,10 @@ class _Relay(tune.Callback):  # type: ignore[misc]
             trials.remove(trial)
             trial.run_metadata = type(trial.run_metadata)()
             shutil.rmtree(trial.local_path, ignore_errors=True)
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.run is not None:
+            self.run.begin(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
