@@ -10,7 +10,7 @@ quickstart, in `benchmarks/cluster_fill.json`, made longer by one factor for bot
 takes `--seconds` on the mean; then each trial has its own, spread evenly between a shortest and a
 longest, `--spread` times the shortest. The driver's CPU time is its own and moves the clock: what
 it does is done, but for MLflow and the export of selected models, whose time is measured first.
-The recorded seconds of a consolidation are from when the driver did it, with storing and testing.
+A consolidation's recorded seconds are the worker's; the driver stores and tests beside it.
 Selected models are tested on the digits, whose test data is small: a larger set takes more of the
 driver.
 """
