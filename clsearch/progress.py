@@ -105,9 +105,10 @@ class ConsoleProgress(Progress):
 
     @property
     def header(self) -> str:
-        """The earliest task that is not over."""
-        at_work = [c.task for c in self.counts.values() if not c.over] or list(self.names)
-        return self._header(min(at_work)) if at_work else ""
+        """The earliest task that is not over; where none is, the last one so far."""
+        at_work = [c.task for c in self.counts.values() if not c.over]
+        task = min(at_work) if at_work else max(self.names, default=None)
+        return "" if task is None else self._header(task)
 
     def record(self, record: TrialRecord, known: bool) -> None:
         count = self.counts[record.chain]

@@ -27,7 +27,7 @@ from clsearch.identity import identity
 from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
 from clsearch.plugins import discover
-from clsearch.progress import ConsoleProgress
+from clsearch.progress import ConsoleProgress, _Count
 from clsearch.protocols import Ended, Job
 from clsearch.records import Chain
 from clsearch.scenarios._common import SourceScenario
@@ -510,6 +510,19 @@ def test_a_search_that_grows_is_the_same_when_made_again(
         answers.append(answer(model.backbone, model.params, batch.x, readout, model.gates)[0])
     assert torch.equal(answers[0], answers[1])
     assert torch.equal(answers[0], answers[2])
+
+
+def test_progress_is_of_the_earliest_task_at_work_and_in_the_end_of_the_last() -> None:
+    progress = ConsoleProgress(Console(file=io.StringIO()))
+    assert progress.header == ""
+    progress.tasks, progress.names = 3, {1: "one", 2: "two"}
+    counts = [_Count(1, over=True), _Count(2, over=False), _Count(1, over=False)]
+    progress.counts = {Chain("ewc", seed): count for seed, count in enumerate(counts)}
+    assert progress.header == "Task 1/3 one"
+    counts[2].over = True
+    assert progress.header == "Task 2/3 two"
+    counts[1].over = True
+    assert progress.header == "Task 2/3 two"
 
 
 def test_all_chains_may_fail(tmp_path: Path) -> None:
