@@ -143,7 +143,7 @@ def _search(search: Search, options: Options, resume: str, console: Console) -> 
     from clsearch.ui import ui_command
 
     config, out = search.config, search.out
-    tracker = MLflowTracker(out, config.tracking.uri, config.tracking.system_metrics)
+    tracker = MLflowTracker(out, config.tracking.uri, config.tracking.system_metrics, apart=True)
     try:
         searcher = RaySearcher(config.resources, options.address)
         try:

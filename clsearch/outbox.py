@@ -72,8 +72,19 @@ def sha256(file: Path) -> str:
         raise StoreError(f"{file} cannot be read: {error}") from error
 
 
+class UndeliveredError(Exception):
+    """What another process said when it could not deliver an entry. `refused`: for a reason of the
+    entry's own, which another attempt cannot change."""
+
+    def __init__(self, said: str, refused: bool) -> None:
+        super().__init__(said)
+        self.refused = refused
+
+
 def describe(error: Exception) -> str:
     """An error in one line, without secrets."""
+    if isinstance(error, UndeliveredError):
+        return str(error)
     return redacted(" ".join(f"{type(error).__name__}: {error}".split()))
 
 

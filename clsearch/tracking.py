@@ -1,7 +1,7 @@
 """The audit trail in MLflow, as the search sees it: nothing here waits for a server.
 
 `MLflowTracker` writes each call into the outbox (`clsearch.outbox`) and returns; in a background
-thread `Delivery` turns entries into runs, metrics, artifacts and registered models.
+thread, or a process, `Delivery` turns entries into runs, metrics, artifacts and registered models.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from clsearch.delivery import Delivery
+from clsearch.delivery_process import DeliveryProcess, refused
 from clsearch.errors import InputError
 from clsearch.identity import without_places
-from clsearch.mlflow_runs import refused
 from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
 from clsearch.records import TrialRecord, digest
 from clsearch.redaction import holds_secret
@@ -56,12 +56,19 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 class MLflowTracker:
     """The `Tracker` that writes to MLflow: a database in `out`, or the server at `uri`.
 
-    `system_metrics`: the load of this machine is sampled too, straight to MLflow. Raises
-    `InputError` for an address MLflow cannot use, and every call `StoreError` if the outbox cannot
-    be written. Environment variables of `SETTINGS` are set unless the user has set them.
+    `system_metrics`: the load of this machine is sampled too, straight to MLflow. `apart`: MLflow's
+    client is in a process of its own. Raises `InputError` for an address MLflow cannot use, and
+    every call `StoreError` if the outbox cannot be written. Environment variables of `SETTINGS` are
+    set unless the user has set them.
     """
 
-    def __init__(self, out: Path, uri: str | None = None, system_metrics: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        uri: str | None = None,
+        system_metrics: bool = False,
+        apart: bool = False,
+    ) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         out, store = out.resolve(), store_of(out, uri)
@@ -70,7 +77,8 @@ class MLflowTracker:
         if uri is None and not (out / "mlflow.db").exists():
             ledger.clear()
         self._outbox = Outbox(out / "outbox")
-        self._delivery = Delivery(*store, system_metrics)
+        kind = DeliveryProcess if apart else Delivery
+        self._delivery = kind(*store, system_metrics)
         self._courier = Courier(self._outbox, ledger, self._delivery, refused)
         self._search: dict[str, Any] = {}
         self._data: dict[int, dict[str, Any]] = {}

@@ -6,6 +6,7 @@ import gc
 import json
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from servers import answering, free_port, server
@@ -155,7 +157,7 @@ def played(
     """The output folder of a finished search. For tests that only look."""
     folder = tmp_path_factory.mktemp("played")
     shutil.copyfile(empty_store, folder / "mlflow.db")
-    finished(MLflowTracker(folder), model, figure)
+    finished(MLflowTracker(folder, apart=True), model, figure)
     return folder
 
 
@@ -820,8 +822,9 @@ def test_a_layers_own_strength_is_a_parameter(out: Path) -> None:
 # Entries that MLflow refuses, and folders that cannot be written
 
 
-def test_refused_entry_is_set_aside_with_its_reason(out: Path) -> None:
-    tracker = MLflowTracker(out)
+@pytest.mark.parametrize("apart", [False, True])
+def test_refused_entry_is_set_aside_with_its_reason(out: Path, apart: bool) -> None:
+    tracker = MLflowTracker(out, apart=apart)
     tracker.start(INFO)
     tracker.trial(trial(1, hyperparameters={"a name that is far too long" * 20: 1.0}))
     tracker.trial(trial(2))
@@ -929,7 +932,7 @@ def test_dead_server_gets_everything_once_when_it_comes_up(
 
     port = free_port()
     uri, out = f"http://127.0.0.1:{port}", tmp_path / "out"
-    tracker = MLflowTracker(out, uri)
+    tracker = MLflowTracker(out, uri, apart=True)
     began = time.monotonic()
     play(tracker, model, figure)
     assert time.monotonic() - began < 5
@@ -938,7 +941,7 @@ def test_dead_server_gets_everything_once_when_it_comes_up(
     shutil.copytree(out / "outbox", tmp_path / "kept")
     with server(tmp_path, port):
         answering(port)
-        finished(MLflowTracker(out, uri), model, figure)
+        finished(MLflowTracker(out, uri, apart=True), model, figure)
         look = client(out, uri)
         before = everything(look)
         assert len(before) == 8
@@ -964,7 +967,8 @@ def test_hung_server_blocks_nothing(tmp_path: Path, model: Path, figure: Path) -
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        tracker = MLflowTracker(tmp_path, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        tracker = MLflowTracker(tmp_path, address, apart=True)
         began = time.monotonic()
         play(tracker, model, figure)
         assert time.monotonic() - began < 5
@@ -974,6 +978,58 @@ def test_hung_server_blocks_nothing(tmp_path: Path, model: Path, figure: Path) -
     assert len(list((tmp_path / "outbox").glob("*.json"))) == 8
 
 
+def test_a_process_that_delivers_and_dies_is_followed_by_another(
+    out: Path, model: Path, figure: Path
+) -> None:
+    tracker = MLflowTracker(out, apart=True)
+    tracker.start(INFO)
+    tracker.trial(trial(1))
+    while list((out / "outbox").glob("*.json")):
+        time.sleep(0.05)
+    first = tracker._delivery._process  # type: ignore[union-attr]
+    assert first is not None
+    first.kill()
+    finished(tracker, model, figure)
+    assert len(runs(client(out))) == 7
+    assert tracker.problem == ""
+    assert not psutil.pid_exists(first.pid)
+
+
+def test_the_process_that_delivers_ends_with_the_search_however_that_ends(tmp_path: Path) -> None:
+    """Even while it waits for a server that never answers."""
+    program = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from clsearch.tracking import MLflowTracker
+tracker = MLflowTracker(Path(sys.argv[1]), sys.argv[2], apart=True)
+tracker.start(SimpleNamespace(name="demo", digest="d" * 32, config={}, tasks=[], joint=()))
+sys.stdin.readline()
+print(tracker._delivery._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        command = [sys.executable, "-c", program, tmp_path, address]
+        search = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        listener.accept()  # it asks the server
+        said, _ = search.communicate("go on\n", timeout=30)
+        assert search.returncode == -signal.SIGKILL
+        end = time.monotonic() + 5
+        while _lives(int(said)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not _lives(int(said))
+
+
+def _lives(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_driver_starts_at_once_and_the_terminal_stays_clean(tmp_path: Path) -> None:
     """In a fresh process: no import of mlflow or torch, no line on the terminal, a new database."""
     program = """
@@ -981,12 +1037,14 @@ import sys, time
 from pathlib import Path
 began = time.monotonic()
 from clsearch.tracking import MLflowTracker
-tracker = MLflowTracker(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None)
+tracker = MLflowTracker(Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else None, apart=True)
 assert not {"mlflow", "torch"} & set(sys.modules)
 from types import SimpleNamespace
 tracker.start(SimpleNamespace(name="demo", digest="d" * 32, config={}, tasks=[], joint=()))
 assert time.monotonic() - began < 5
-sys.exit(tracker.close(60))
+left = tracker.close(60)
+assert "mlflow" not in sys.modules  # its client is in a process of its own
+sys.exit(left)
 """
     command = [sys.executable, "-c", program]
     local = subprocess.run(
@@ -1008,7 +1066,7 @@ def test_system_metrics_are_sampled_into_the_run_of_the_search(
     look = client(out)
     counts = []
     for number in (1, 2):
-        tracker = MLflowTracker(out, system_metrics=True)
+        tracker = MLflowTracker(out, system_metrics=True, apart=number == 2)
         tracker.start(INFO)
         tracker.trial(trial(number))
         time.sleep(1)

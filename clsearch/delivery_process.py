@@ -1,0 +1,142 @@
+"""Delivery in a process of its own: what MLflow's client computes, 40 to 100 ms a trial, would else
+hold up the search, which has workers to feed.
+
+`python -m clsearch.delivery_process` is that process: a line of JSON comes in for every entry, and
+one goes out. It ends with its input, and so with the search, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from clsearch import mlflow_runs
+from clsearch.delivery import Delivery
+from clsearch.outbox import UndeliveredError, describe
+
+GRACE = 5.0
+"""Seconds that the process has to end."""
+
+
+class DeliveryProcess:
+    """A `Delivery` elsewhere: started for the first entry, and again when it has died."""
+
+    def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
+        self._settings = uri, artifacts, system_metrics
+        self._process: subprocess.Popen[str] | None = None
+        self._asking, self._closed = threading.Lock(), False
+        self.watched = ""
+        """See `Delivery`."""
+
+    def __call__(self, content: Mapping[str, Any], files: Path) -> None:
+        """Delivers an entry. Raises `UndeliveredError`."""
+        with self._asking:
+            try:
+                self._ask({"content": content, "files": str(files), "watched": self.watched})
+            finally:
+                if self._closed:
+                    self._end()
+
+    def close(self) -> None:
+        """Ends the samples of the driver's machine, and the process; one that still waits for an
+        answer of MLflow ends when it has it, or with this process."""
+        self._closed = True
+        if self._asking.acquire(blocking=False):
+            try:
+                if self._process is not None:
+                    with contextlib.suppress(UndeliveredError):
+                        self._ask({})
+                    self._end()
+            finally:
+                self._asking.release()
+
+    def _ask(self, what: Mapping[str, Any]) -> None:
+        if self._process is None:
+            command = [sys.executable, "-m", "clsearch.delivery_process"]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+            )
+            self._say(self._settings)
+        self._say(what)
+        answer = self._stream("stdout").readline()
+        if not answer:
+            self._end()
+            raise UndeliveredError("the process that delivers to MLflow has ended", refused=False)
+        problem, refused = json.loads(answer)
+        if problem:
+            raise UndeliveredError(problem, refused)
+
+    def _say(self, what: object) -> None:
+        with contextlib.suppress(BrokenPipeError):  # no answer will come
+            stream = self._stream("stdin")
+            stream.write(json.dumps(what) + "\n")
+            stream.flush()
+
+    def _stream(self, name: str) -> IO[str]:
+        found: IO[str] = getattr(self._process, name)
+        return found
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def refused(error: Exception) -> bool:
+    """Whether an entry failed for a reason of its own, which another attempt cannot change."""
+    if isinstance(error, UndeliveredError):
+        return error.refused
+    return mlflow_runs.refused(error)
+
+
+def main() -> None:
+    """Delivers what is asked for on standard input, until that ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the search says when it is over
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    lines: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_serve, args=(lines, answers), daemon=True).start()
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)  # even in the middle of a request: the next search may be here already
+
+
+def _serve(lines: SimpleQueue[str], answers: IO[str]) -> None:
+    try:
+        delivery = Delivery(*json.loads(lines.get()))
+        while True:
+            asked, problem, no = json.loads(lines.get()), "", False
+            try:
+                if asked:
+                    delivery.watched = asked["watched"]
+                    delivery(asked["content"], Path(asked["files"]))
+                else:
+                    delivery.close()
+            except Exception as error:  # noqa: BLE001 - whatever a client raises
+                problem, no = describe(error), mlflow_runs.refused(error)
+            print(json.dumps([problem, no]), file=answers, flush=True)
+    finally:
+        os._exit(1)  # who asks must not wait for ever
+
+
+if __name__ == "__main__":
+    main()
