@@ -1,8 +1,8 @@
 """Delivery in a process of its own: what MLflow's client computes, 40 to 100 ms a trial, would else
 hold up the search, which has workers to feed.
 
-`python -m clsearch.delivery_process` is that process: a line of JSON comes in for every entry, and
-one goes out. It ends with its input, and so with the search, however that ends.
+`main` is that process: a line of JSON comes in for every entry, and one goes out. It ends with its
+input, and so with the search, however that ends.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ from typing import IO, Any
 from clsearch import mlflow_runs
 from clsearch.delivery import Delivery
 from clsearch.outbox import UndeliveredError, describe
+
+BEGIN = """
+import sys
+sys.path[:] = sys.argv[1:]
+from clsearch.delivery_process import main
+main()
+"""
+"""What the process runs; it finds modules where the search does, and nowhere else (`-P`)."""
 
 GRACE = 5.0
 """Seconds that the process has to end."""
@@ -61,14 +69,14 @@ class DeliveryProcess:
 
     def _ask(self, what: Mapping[str, Any]) -> None:
         if self._process is None:
-            command = [sys.executable, "-m", "clsearch.delivery_process"]
+            command = [sys.executable, "-P", "-c", BEGIN, *sys.path]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
             )
             self._say(self._settings)
         self._say(what)
         answer = self._stream("stdout").readline()
-        if not answer:
+        if not answer.endswith("\n"):
             self._end()
             raise UndeliveredError("the process that delivers to MLflow has ended", refused=False)
         problem, refused = json.loads(answer)
@@ -136,7 +144,3 @@ def _serve(lines: SimpleQueue[str], answers: IO[str]) -> None:
             print(json.dumps([problem, no]), file=answers, flush=True)
     finally:
         os._exit(1)  # who asks must not wait for ever
-
-
-if __name__ == "__main__":
-    main()
