@@ -53,7 +53,10 @@ def serve(out: Path, port: int | None, console: Console) -> None:
     if uri is None and not (out / "mlflow.db").is_file():
         step = f"Nothing was delivered yet. Go on with: {command('resume', out)}"
         raise InputError("DIR", str(out), "a run with a store of MLflow, mlflow.db", step)
-    with server(store_of(out, uri)[0], port) as (base, process, log):
+    chosen = _free_port() if port is None else _checked(port)
+    with _server(store_of(out, uri)[0], chosen) as (process, log):
+        base = f"http://{HOST}:{chosen}"
+        _wait(process, base, log)
         console.print(f"MLflow on {out}: {base}{_page(base, config.name)}", soft_wrap=True)
         console.print("Stop it with Ctrl-C.")
         with contextlib.suppress(KeyboardInterrupt):
@@ -62,16 +65,8 @@ def serve(out: Path, port: int | None, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def server(
-    store: str, port: int | None = None
-) -> Iterator[tuple[str, subprocess.Popen[bytes], IO[bytes]]]:
-    """The address of an MLflow server on this machine, which answers and ends with the block, its
-    process (a group of its own) and what it says. Without a port a free one is taken.
-
-    Raises `InputError` for a port that is taken, `ClsearchError` when the server does not start.
-    """
-    port = _free_port() if port is None else _checked(port)
-    base = f"http://{HOST}:{port}"
+def _server(store: str, port: int) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """MLflow's server in a process group of its own, which ends with the block."""
     arguments = ["--host", HOST, "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", store]
     arguments += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
@@ -83,8 +78,7 @@ def server(
             start_new_session=True,  # Ctrl-C is for this process, which then ends the whole group
         )  # fmt: skip
         try:
-            _wait(process, base, log)
-            yield base, process, log
+            yield process, log
         finally:
             _end(process)
 
