@@ -39,8 +39,8 @@ class Quantity:
 
 
 RECORD = 1.2 / 1024
-"""MiB of the driver a trial: its keys, by which nothing is sent to MLflow twice, and the id of its
-run there (0.9 KB), and its rows of the tables and of the selection, compressed (0.3 KB)."""
+"""MiB a trial: in the driver its keys, by which nothing is sent to MLflow twice, and its rows of the
+tables and of the selection, compressed; in the process that delivers the id of its run there."""
 
 EXPORTS = 0.15
 """MiB of the driver a task: what torch.export keeps of each program it makes, of two models."""
@@ -60,6 +60,7 @@ QUANTITIES = (
     Quantity("driver_descriptors", "file descriptors of the driver", "", WHOLE),
     # What a thousand tasks add is then no more than what the driver takes to start.
     Quantity("driver_memory", "memory of the driver", "MiB", 0.2 + EXPORTS, 1, RECORD),
+    Quantity("delivery_memory", "memory of what delivers to MLflow", "MiB", 0.2, 1, RECORD),
     Quantity("workers_memory", "memory of a worker, on the mean", "MiB", 0.5, 1),
     Quantity("ray_memory", "memory of Ray's own processes", "MiB", 0.1, 1, per_minute=AGENT),
     Quantity("store", "Ray's shared memory in use", "MiB", 0.1, 1),
@@ -184,7 +185,7 @@ def _label(quantity: Quantity) -> str:
 
 DRAWN = (
     *("processes", "threads", "descriptors", "driver_memory"),
-    *("workers_memory", "ray_memory", "driver_cpu", "lasted"),
+    *("delivery_memory", "workers_memory", "ray_memory", "folders", "driver_cpu", "lasted"),
 )
 
 
@@ -192,8 +193,8 @@ def draw(samples: Sequence[Sample], found: Sequence[Growth], path: Path) -> None
     """Draws every look at the search, and the median of every task over it."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    axes = figure.subplots(4, 2, sharex=True).flat
+    figure = Figure(figsize=(10, 11), layout="constrained")
+    axes = figure.subplots(5, 2, sharex=True).flat
     by_column = {g.quantity.column: g for g in found}
     for axis, column in zip(axes, DRAWN, strict=True):
         g = by_column[column]

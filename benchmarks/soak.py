@@ -38,6 +38,7 @@ import yaml
 
 from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, table
 from benchmarks._machine import machine
+from clsearch.delivery_process import BEGIN
 
 METHODS = ("finetune", "ewc")
 TOO_FEW = "too few tasks have ended to tell growth"
@@ -106,6 +107,8 @@ class Watched:
                     sums["processes"] += 1
                     if _is_worker(child):
                         workers.append(memory)
+                    elif _delivers(child):
+                        sums["delivery_memory"] += memory
                     elif not _is_spare(child):
                         sums["ray_memory"] += memory
                     if child.name() == "raylet":
@@ -152,6 +155,11 @@ def _is_worker(process: psutil.Process) -> bool:
 def _is_spare(process: psutil.Process) -> bool:
     """Whether it is one that Ray has ready, and that comes and goes."""
     return _called(process, "ray::IDLE")
+
+
+def _delivers(process: psutil.Process) -> bool:
+    """Whether it is the one with MLflow's client."""
+    return any(word == BEGIN for word in process.cmdline())
 
 
 def _called(process: psutil.Process, name: str) -> bool:
