@@ -39,8 +39,9 @@ class Quantity:
 
 
 RECORD = 1.2 / 1024
-"""MiB a trial: in the driver its keys, by which nothing is sent to MLflow twice, and its rows of the
-tables and of the selection, compressed; in the process that delivers the id of its run there."""
+"""MiB a trial: in the driver its keys, by which nothing is sent to MLflow twice, and its rows of
+the tables and of the selection, compressed; in the process that delivers the id of its run there.
+"""
 
 EXPORTS = 0.15
 """MiB of the driver a task: what torch.export keeps of each program it makes, of two models."""
