@@ -167,6 +167,11 @@ def finished(tracker: MLflowTracker, model: Path, figure: Path) -> None:
     assert tracker.rejected == []
 
 
+def wait_for_delivery(out: Path) -> None:
+    while list((out / "outbox").glob("*.json")):
+        time.sleep(0.05)
+
+
 def client(out: Path, uri: str | None = None) -> Any:
     from mlflow import MlflowClient
 
@@ -984,8 +989,7 @@ def test_a_process_that_delivers_and_dies_is_followed_by_another(
     tracker = MLflowTracker(out, apart=True)
     tracker.start(INFO)
     tracker.trial(trial(1))
-    while list((out / "outbox").glob("*.json")):
-        time.sleep(0.05)
+    wait_for_delivery(out)
     first = tracker._delivery._process  # type: ignore[union-attr]
     assert first is not None
     first.kill()
@@ -1069,7 +1073,8 @@ def test_system_metrics_are_sampled_into_the_run_of_the_search(
         tracker = MLflowTracker(out, system_metrics=True, apart=number == 2)
         tracker.start(INFO)
         tracker.trial(trial(number))
-        time.sleep(1)
+        wait_for_delivery(out)
+        time.sleep(0.5)
         tracker.finish([], {}, "FINISHED")
         assert tracker.close(60) == 0, tracker.problem
         assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
