@@ -34,20 +34,11 @@ class Quantity:
     digits: int = 0
     per_trial: float = 0.0
     """What every trial may add beside."""
-    per_minute: float = 0.0
-    """What every minute may add beside."""
 
 
 RECORD = 1.2 / 1024
-"""MiB a trial: in the driver its keys, by which nothing is sent to MLflow twice, and its rows of
-the tables and of the selection, compressed; in the process that delivers the id of its run there.
-"""
-
-EXPORTS = 0.15
-"""MiB of the driver a task: what torch.export keeps of each program it makes, of two models."""
-
-AGENT = 0.35
-"""MiB of Ray's own processes a minute: its agent for the dashboard adds 0.3, whatever happens."""
+"""MiB of the driver a trial: its keys, by which nothing is sent to MLflow twice, and its rows of
+the tables and of the selection, compressed."""
 
 WHOLE = 0.02
 """Processes, threads or descriptors a task: one more in all over fifty tasks. A leak in every task
@@ -60,10 +51,10 @@ QUANTITIES = (
     Quantity("driver_threads", "threads of the driver", "", WHOLE),
     Quantity("driver_descriptors", "file descriptors of the driver", "", WHOLE),
     # What a thousand tasks add is then no more than what the driver takes to start.
-    Quantity("driver_memory", "memory of the driver", "MiB", 0.2 + EXPORTS, 1, RECORD),
-    Quantity("delivery_memory", "memory of what delivers to MLflow", "MiB", 0.2, 1, RECORD),
+    Quantity("driver_memory", "memory of the driver", "MiB", 0.2, 1, RECORD),
+    Quantity("delivery_memory", "memory of what delivers to MLflow", "MiB", 0.2, 1),
     Quantity("workers_memory", "memory of a worker, on the mean", "MiB", 0.5, 1),
-    Quantity("ray_memory", "memory of Ray's own processes", "MiB", 0.1, 1, per_minute=AGENT),
+    Quantity("ray_memory", "memory of Ray's own processes", "MiB", 0.2, 1),
     Quantity("store", "Ray's shared memory in use", "MiB", 0.1, 1),
     Quantity("folders", "Ray's and Tune's folders in /tmp", "MiB", 0.1, 2),
     Quantity("outbox", "entries that wait for MLflow", "", None),
@@ -129,9 +120,7 @@ def growths(samples: Sequence[Sample]) -> list[Growth]:
         slope = theil_sen(tasks[warm:], values[warm:]) if enough else None
         limit = quantity.limit
         if limit is not None and tasks:
-            end = begins[tasks[-1] + 1]
-            added = quantity.per_trial * end["trials"] + quantity.per_minute * end["seconds"] / 60
-            limit += added / tasks[-1]
+            limit += quantity.per_trial * begins[tasks[-1] + 1]["trials"] / tasks[-1]
         found.append(Growth(quantity, tuple(tasks), tuple(values), slope, limit, warm))
     return found
 
