@@ -1,5 +1,5 @@
-"""Delivery in a process of its own: what MLflow's client computes, 40 to 100 ms a trial, would else
-hold up the search, which has workers to feed.
+"""Delivery in a process of its own: what MLflow's client computes, some 80 ms a trial with
+a database in the output folder, would else hold up the search, which has workers to feed.
 
 `main` is that process: a line of JSON comes in for every entry, and one goes out. It ends with its
 input, and so with the search, however that ends.
@@ -58,7 +58,7 @@ class DeliveryProcess:
         """Ends the samples of the driver's machine, and the process; one that still waits for an
         answer of MLflow ends when it has it, or with this process."""
         self._closed = True
-        if self._asking.acquire(blocking=False):
+        if self._asking.acquire(timeout=0.1):  # longer than what follows an answer
             try:
                 if self._process is not None:
                     with contextlib.suppress(UndeliveredError):
