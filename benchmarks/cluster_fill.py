@@ -388,10 +388,8 @@ def main() -> None:
             _print(found)
             reached &= workers < 1000 or (found.fill >= FILL and found.load < LOAD)
     if max(asked.workers) >= 1000:
-        verdict = "reached" if reached else "NOT reached"
-        print(
-            f"target at 1000 workers: {100 * FILL:.0f} % fill, driver under {LOAD:g} core: {verdict}"
-        )
+        target = f"{100 * FILL:.0f} % fill, driver under {LOAD:g} core"
+        print(f"target at 1000 workers: {target}: {'reached' if reached else 'NOT reached'}")
 
 
 def _print(found: Outcome) -> None:
