@@ -282,7 +282,8 @@ class Search:
         device, memory = self.searcher.device, self.searcher.memory
         size = pack_size(c.begun.backbone, wanted, device, batch, memory)
         missing, base, jobs = list(hypers), self._job(c, task), []
-        for pack in packs(len(missing), size, self._share()):
+        last = task.number == len(self.tasks)
+        for pack in packs(len(missing), size, self._share(), last):
             keys = tuple(missing[i] for i in pack)
             jobs.append(replace(base, keys=keys, hypers=tuple(hypers[key] for key in keys)))
         return sorted(jobs, key=lambda job: len(job.keys), reverse=True)

@@ -156,10 +156,10 @@ def test_measurement_key() -> None:
     assert len(set(keys)) == len(keys)
 
 
-@given(st.integers(0, 200), st.integers(1, 40), st.floats(0.01, 64))
+@given(st.integers(0, 200), st.integers(1, 40), st.floats(0.01, 64), st.booleans())
 @settings(max_examples=300, deadline=None, derandomize=True)
-def test_packs_hold_every_trial_once(trials: int, size: int, share: float) -> None:
-    found = packs(trials, size, share)
+def test_packs_hold_every_trial_once(trials: int, size: int, share: float, last: bool) -> None:
+    found = packs(trials, size, share, last)
     assert [i for pack in found for i in pack] == list(range(trials))
     assert all(1 <= len(pack) <= size for pack in found)
     # Workers are not left idle by packs larger than their share.
@@ -173,6 +173,10 @@ def test_packs_by_hand() -> None:
     assert packs(10, 16, 2) == [range(0, 5), range(5, 10)]
     assert packs(3, 16, 8) == [range(0, 1), range(1, 2), range(2, 3)]
     assert packs(10, 16, 0.25) == [range(0, 10)]
+    # Of the last task, the second half in packs half as large, where a chain has several workers.
+    assert packs(10, 16, 2, last=True) == [range(0, 5), range(5, 8), range(8, 10)]
+    assert packs(5, 1, 2, last=True) == packs(5, 1, 2)
+    assert packs(10, 4, 1, last=True) == packs(10, 4, 1)
 
 
 def test_shares_by_hand() -> None:

@@ -182,11 +182,16 @@ def share(workers: int, chains: int) -> float:
     return even if even <= 1 else min(2 * even, float(workers))
 
 
-def packs(trials: int, size: int, share: float) -> list[range]:
+def packs(trials: int, size: int, share: float, last: bool = False) -> list[range]:
     """Trials 0 … n-1 cut into packs of at most `size`.
 
     `share` is the number of workers this chain can count on: no pack is larger than what leaves
-    every one of them something to do.
+    every one of them something to do. Of the `last` task, after which workers find no more to do,
+    a chain that has several has the second half of its trials in packs half as large: these begin
+    after the larger ones, and all workers end at about the same time.
     """
     even = max(1, min(size, math.ceil(trials / max(share, 1.0))))
-    return [range(i, min(i + even, trials)) for i in range(0, trials, even)]
+    whole = math.ceil(trials / 2) if last and share > 1 else trials
+    cut = [range(i, min(i + even, whole)) for i in range(0, whole, even)]
+    half = math.ceil(even / 2)
+    return cut + [range(i, min(i + half, trials)) for i in range(whole, trials, half)]
