@@ -1,4 +1,4 @@
-"""From entries of the outbox to what stands in MLflow, in a background thread."""
+"""From entries of the outbox to what stands in MLflow."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from clsearch import mlflow_runs
 from clsearch.delivery import Delivery
@@ -25,11 +25,11 @@ from clsearch.outbox import UndeliveredError, describe
 
 BEGIN = """
 import sys
-sys.path[:] = sys.argv[1:]
+sys.path[:] = sys.argv[2:]
 from clsearch.delivery_process import main
-main()
+main(int(sys.argv[1]))
 """
-"""What the process runs; it finds modules where the search does, and nowhere else (`-P`)."""
+"""What the process runs, with where answers go; it finds modules where the search does (`-P`)."""
 
 GRACE = 5.0
 """Seconds that the process has to end."""
@@ -41,6 +41,7 @@ class DeliveryProcess:
     def __init__(self, uri: str, artifacts: str | None, system_metrics: bool = False) -> None:
         self._settings = uri, artifacts, system_metrics
         self._process: subprocess.Popen[str] | None = None
+        self._questions = self._answers = cast(IO[str], None)
         self._asking, self._closed = threading.Lock(), False
         self.watched = ""
         """See `Delivery`."""
@@ -68,44 +69,60 @@ class DeliveryProcess:
                 self._asking.release()
 
     def _ask(self, what: Mapping[str, Any]) -> None:
-        if self._process is None:
-            command = [sys.executable, "-P", "-c", BEGIN, *sys.path]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
-            )
-            self._say(self._settings)
-        self._say(what)
-        answer = self._stream("stdout").readline()
-        if not answer.endswith("\n"):
-            self._end()
-            raise UndeliveredError("the process that delivers to MLflow has ended", refused=False)
-        problem, refused = json.loads(answer)
+        try:
+            problem, refused = json.loads(self._answer(what))
+        except (OSError, ValueError) as error:
+            ended = self._end() or f"cannot be started: {error}"
+            text = f"the process that delivers to MLflow {ended}"
+            raise UndeliveredError(text, refused=False) from error
+        except BaseException:
+            self._end()  # else the next question would have the answer to this one
+            raise
         if problem:
             raise UndeliveredError(problem, refused)
 
-    def _say(self, what: object) -> None:
-        with contextlib.suppress(BrokenPipeError):  # no answer will come
-            stream = self._stream("stdin")
-            stream.write(json.dumps(what) + "\n")
-            stream.flush()
+    def _answer(self, what: Mapping[str, Any]) -> str:
+        if self._process is None:
+            self._start()
+            print(json.dumps(self._settings), file=self._questions)
+        print(json.dumps(what), file=self._questions, flush=True)
+        answer = self._answers.readline()
+        return answer if answer.endswith("\n") else ""
 
-    def _stream(self, name: str) -> IO[str]:
-        found: IO[str] = getattr(self._process, name)
-        return found
+    def _start(self) -> None:
+        """Answers have a pipe of their own: what a library prints is none."""
+        answers, theirs = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", BEGIN, str(theirs), *sys.path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs],
+                start_new_session=True,  # Ctrl-C is for the search
+                encoding="utf-8",
+            )
+        except BaseException:
+            os.close(answers)
+            raise
+        finally:
+            os.close(theirs)
+        self._questions = cast(IO[str], self._process.stdin)
+        self._answers = os.fdopen(answers, encoding="utf-8")
 
-    def _end(self) -> None:
+    def _end(self) -> str:
+        """Ends the process; returns how it ended, nothing where there was none."""
         process, self._process = self._process, None
         if process is None:
-            return
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+            return ""
+        for stream in (self._questions, self._answers):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
         try:
-            process.wait(GRACE)
+            code = process.wait(GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            code = process.wait()
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def refused(error: Exception) -> bool:
@@ -115,14 +132,12 @@ def refused(error: Exception) -> bool:
     return mlflow_runs.refused(error)
 
 
-def main() -> None:
-    """Delivers what is asked for on standard input, until that ends."""
+def main(answers: int) -> None:
+    """Delivers what is asked for on standard input, until that ends; `answers` is a descriptor."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the search says when it is over
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     lines: SimpleQueue[str] = SimpleQueue()
-    threading.Thread(target=_serve, args=(lines, answers), daemon=True).start()
+    threading.Thread(target=_serve, args=(lines, os.fdopen(answers, "w")), daemon=True).start()
     for line in sys.stdin:
         lines.put(line)
     os._exit(0)  # even in the middle of a request: the next search may be here already

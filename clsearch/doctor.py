@@ -47,7 +47,7 @@ import sys
 from pathlib import Path
 from clsearch.protocols import SearchInfo
 from clsearch.tracking import MLflowTracker
-tracker = MLflowTracker(Path(sys.argv[1]))
+tracker = MLflowTracker(Path(sys.argv[1]), apart=True)
 tracker.start(SearchInfo("doctor", "doctor", {}, []))
 waiting = tracker.close(60.0)
 sys.exit(f"it did not take {waiting} entries: {tracker.problem}" if waiting else 0)

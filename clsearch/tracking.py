@@ -10,7 +10,6 @@ import gc
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -83,6 +82,8 @@ class MLflowTracker:
         self._search: dict[str, Any] = {}
         self._data: dict[int, dict[str, Any]] = {}
         self._joint: frozenset[str] = frozenset()
+        self._let_be = False
+        """Whether the garbage collector leaves alone what there was after the first export."""
         if len(self._outbox):
             self._courier.wake()
 
@@ -131,7 +132,7 @@ class MLflowTracker:
             if commit.write is None:
                 return {}
             commit.write(folder)
-            _let_be()
+            self._freeze()
             figures = {f"figures/{path.name}": path for path in folder.glob("*.png")}
             return figures | {
                 "model/data/model.pt2": folder / "model.pt2",
@@ -152,7 +153,21 @@ class MLflowTracker:
         """Delivers what it can within `timeout` seconds; returns how many entries still wait."""
         waiting = self._courier.close(timeout)
         self._delivery.close()
+        if self._let_be:
+            self._let_be = False
+            gc.unfreeze()
         return waiting
+
+    def _freeze(self) -> None:
+        """Takes what the first export and the first figures have imported, and all before it, from
+        the garbage collector until the search is over: it looks for the cycles that each export
+        leaves when they are a quarter of what it last looked through, without this ten tasks
+        later. If somebody else has told it what to leave alone, that stays as it is."""
+        if not gc.get_freeze_count():
+            self._let_be = True
+            gc.collect()
+            gc.freeze()
+            gc.collect()  # of nothing, which is what the next quarter is of
 
     def _used(self, method: str, task: int) -> list[dict[str, Any]]:
         """The data a method trains on at a task: the task's own, or all so far."""
@@ -214,12 +229,3 @@ def check_uri(uri: str) -> None:
 
 if TYPE_CHECKING:
     _conforms: type[Tracker] = MLflowTracker
-
-
-@cache
-def _let_be() -> None:
-    """Takes what the first export and the first figures have imported, and all before it, from the
-    garbage collector, once: it looks for the cycles that each export leaves when they are a quarter
-    of what it has to look through, which without this is after ten tasks."""
-    gc.collect()
-    gc.freeze()

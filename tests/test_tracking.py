@@ -23,7 +23,7 @@ import pytest
 import torch
 from servers import answering, free_port, server
 
-from clsearch import audit, tracking
+from clsearch import audit
 from clsearch.errors import InputError, StoreError
 from clsearch.notes import table_row
 from clsearch.outbox import jsonable
@@ -734,21 +734,48 @@ def test_what_a_failure_left_undone_is_done_by_the_next_attempt(
     assert look.get_model_version_by_alias("demo.ewc.seed-0", "task-1").description == note
 
 
-def test_what_the_first_export_imported_is_not_looked_through_for_garbage(
+def test_garbage_of_exports_is_found_soon_and_only_while_a_search_goes_on(
     out: Path, model: Path
 ) -> None:
-    tracking._let_be.cache_clear()
+    """However much there was before the first export: here a million objects, of which a quarter
+    would have to come anew before the collector looks at all."""
+    held = [[] for _ in range(1_000_000)]  # type: ignore[var-annotated]
+    gc.collect()
     tracker = MLflowTracker(out)
     tracker.start(INFO)
+    full = 0
+
+    def count(phase: str, info: dict[str, int]) -> None:
+        nonlocal full
+        full += phase == "stop" and info["generation"] == 2
+
+    tracker.committed(committed(2, model))
+    before = gc.get_freeze_count()
+    assert before > len(held)
+    gc.callbacks.append(count)
     try:
-        tracker.committed(committed(2, model))
-        imported = gc.get_freeze_count()
-        assert imported > len(gc.get_objects())
+        for _ in range(150_000):
+            cycle: list[Any] = []
+            cycle.append(cycle)
+        assert full
         tracker.committed(committed(2, model, 2))
-        assert gc.get_freeze_count() == imported
+        assert gc.get_freeze_count() <= before  # none is let be a second time
+    finally:
+        gc.callbacks.remove(count)
+        waiting = tracker.close(60)
+    assert (waiting, gc.get_freeze_count()) == (0, 0)
+
+
+def test_what_others_told_the_garbage_collector_stays(out: Path, model: Path) -> None:
+    gc.freeze()
+    try:
+        tracker = MLflowTracker(out)
+        tracker.start(INFO)
+        tracker.committed(committed(2, model))
+        assert tracker.close(60) == 0, tracker.problem
+        assert gc.get_freeze_count()
     finally:
         gc.unfreeze()
-    assert tracker.close(60) == 0, tracker.problem
 
 
 def test_trial_sent_after_its_selection_is_selected(out: Path) -> None:
@@ -1020,13 +1047,74 @@ os.kill(os.getpid(), signal.SIGKILL)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         command = [sys.executable, "-c", program, tmp_path, address]
         search = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        listener.accept()  # it asks the server
+        listener.settimeout(30)
+        connection, _ = listener.accept()  # it asks the server, and waits
         said, _ = search.communicate("go on\n", timeout=30)
         assert search.returncode == -signal.SIGKILL
         end = time.monotonic() + 5
         while _lives(int(said)) and time.monotonic() < end:
             time.sleep(0.05)
         assert not _lives(int(said))
+        connection.close()
+
+
+def test_a_process_that_cannot_be_started_refuses_nothing(
+    out: Path, model: Path, figure: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that is made anew under a search: its interpreter is not there for a while."""
+    with monkeypatch.context() as away:
+        away.setattr(sys, "executable", str(out / "python"))
+        tracker = MLflowTracker(out, apart=True)
+        play(tracker, model, figure)
+        end = time.monotonic() + 30
+        while not tracker.problem and time.monotonic() < end:
+            time.sleep(0.01)
+        assert "that delivers to MLflow cannot be started" in tracker.problem
+    assert tracker.close(60) == 0, tracker.problem
+    assert tracker.rejected == []
+    assert len(runs(client(out))) == 7
+
+
+def test_what_is_printed_in_the_process_that_delivers_is_no_answer(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('[\"\", false]', flush=True)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    tracker = MLflowTracker(out, apart=True)
+    tracker.start(INFO)
+    tracker.trial(trial(1, hyperparameters={"a name that is far too long" * 20: 1.0}))
+    tracker.trial(trial(2))
+    assert tracker.close(60) == 0, tracker.problem
+    (kept,) = tracker.rejected
+    assert "exceeds the maximum length" in json.loads(kept.read_text())["reason"]
+    assert capfd.readouterr().out == ""
+
+
+def test_signals_to_the_whole_group_leave_the_process_that_delivers_alone(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal is for the search, from the first moment on."""
+    program = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from clsearch.tracking import MLflowTracker
+signal.signal(signal.SIGINT, lambda *_: None)
+tracker = MLflowTracker(Path(sys.argv[1]), apart=True)
+tracker.start(SimpleNamespace(name="demo", digest="d" * 32, config={}, tasks=[], joint=()))
+while tracker._delivery._process is None:
+    time.sleep(0.001)
+first = tracker._delivery._process
+for _ in range(20):
+    os.killpg(0, signal.SIGINT)
+    time.sleep(0.05)
+assert tracker.close(60) == 0, tracker.problem
+assert first.returncode == 0, first.returncode
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "out"],
+        capture_output=True, timeout=120, check=False, start_new_session=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def _lives(number: int) -> bool:
@@ -1079,7 +1167,8 @@ def test_system_metrics_are_sampled_into_the_run_of_the_search(
         time.sleep(0.5)
         tracker.finish([], {}, "FINISHED")
         assert tracker.close(60) == 0, tracker.problem
-        assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+        at_work = {thread.name for thread in threading.enumerate()}
+        assert number == 2 or "SystemMetricsMonitor" not in at_work
         run = runs(look)["search dddddddd"].info.run_id
         history = look.get_metric_history(run, "system/cpu_utilization_percentage")
         assert len({m.step for m in history}) == len(history)
