@@ -59,18 +59,42 @@ def test_a_lost_job_has_further_rounds_of_its_own(run: TuneRun) -> None:
     run.submit([pack(1, "a")])
     for i in range(ROUNDS):
         assert run.next(f"pack {i}") is not None
+        run.begin(f"pack {i}")
         run.done(f"pack {i}", lost="" if i == ROUNDS - 1 else "died")
     assert isinstance(run.wait(), Ended)
     work = consolidation(1, "a")
     run.submit([work])
     for i in range(ROUNDS):
         assert run.next(f"commit {i}") is work
+        run.begin(f"commit {i}")
         assert (work.data, work.rest) == ({1: "data"}, "rest")
         run.done(f"commit {i}", lost="died")
     event = run.wait()
     assert isinstance(event, Ended)
     assert event.lost == "died"
     assert vars(work) == {}  # Tune keeps the work for good
+
+
+def test_rounds_with_dead_workers_that_were_kept_do_not_count_and_others_do(run: TuneRun) -> None:
+    """Seven have trained and are kept, all of them dead by now; then no other starts either."""
+    for i in range(7):
+        run.submit([pack(1, str(i))])
+        run.next(str(i))
+    for i in range(7):
+        run.begin(str(i))
+    for i in range(7):
+        run.done(str(i))
+        assert isinstance(run.wait(), Ended)
+    jobs = [pack(1, "a"), pack(1, "b")]
+    handed = 0
+    run.submit(jobs)
+    while not run.idle:
+        handed += 1
+        run.next(f"again {handed}")
+        run.done(f"again {handed}", lost="died")
+    assert handed == 7 + 2 * ROUNDS
+    lost = [run.wait() for _ in jobs]
+    assert [event.lost for event in lost if isinstance(event, Ended)] == ["died", "died"]
 
 
 def test_tune_keeps_nothing_of_what_a_trial_reported_that_is_over(

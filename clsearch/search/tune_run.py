@@ -23,8 +23,8 @@ from clsearch.search._ray import ray, tune
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and how often it is given the pack.
 
-Rounds in which no worker began with it do not count, up to one for each worker there was: those
-who had nothing to do may be dead, and that is found as the pack is handed to them.
+Rounds in which it was handed to a worker that had nothing to do, and was dead, do not count: that
+is found as the pack is handed over.
 """
 
 STOP = 10.0
@@ -41,11 +41,9 @@ class Work:
     data: Mapping[int, Any]
     rest: Any = None
     rounds: int = 0
-    """How often Tune was given it, and it was over."""
+    """How often it was lost."""
     begun: bool = False
     """Whether a worker has begun with it since Tune was given it."""
-    refused: int = 0
-    """In how many rounds none has."""
 
     def __deepcopy__(self, memo: Any) -> Work:
         return self
@@ -71,7 +69,9 @@ class TuneRun:
     """
 
     def __init__(self, trainable: Any, workers: int) -> None:
-        self.workers, self.over, self.starts = workers, False, 0
+        self.workers, self.over = workers, False
+        self.resting = 0
+        """Workers that are kept with nothing to do: alive when they were last heard of."""
         self.queue: list[tuple[int, float, int, Work]] = []
         self.events: SimpleQueue[TrialRecord | Ended | Exception] = SimpleQueue()
         self.given: dict[str, Work] = {}
@@ -115,8 +115,8 @@ class TuneRun:
             return work
 
     def begin(self, trial_id: str) -> None:
-        """A worker has begun with a trial of Tune's."""
-        self.starts += 1
+        """A worker has begun with a trial of Tune's: one that is kept, if there is any."""
+        self.resting = max(self.resting - 1, 0)
         self.given[trial_id].begun = True
 
     def check(self) -> None:
@@ -135,10 +135,13 @@ class TuneRun:
         with self.changed:
             work = self.given.pop(trial_id)
         job = work.job
-        work.rounds += 1
-        work.refused += not work.begun
-        idle = min(work.refused, self.starts, self.workers)
-        if lost and work.rounds - idle < ROUNDS:
+        if not lost:
+            self.resting += 1
+        elif not work.begun and self.resting:
+            self.resting -= 1
+        else:
+            work.rounds += 1
+        if lost and work.rounds < ROUNDS:
             self.submit([work])
         else:
             work.let_go()
