@@ -90,13 +90,15 @@ class Growth:
 
 
 def read_samples(path: Path) -> list[dict[str, float]]:
-    """The samples of a file, oldest first; a line cut short by a kill is left out."""
+    """The samples of a file, oldest first; a line cut short by a kill is left out. A column that an
+    earlier soak did not have is missing in all of them."""
     with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+        reader = csv.DictReader(stream)
+        rows, columns = list(reader), [c for c in COLUMNS if c in (reader.fieldnames or ())]
     return [
-        {name: float(row[name]) for name in COLUMNS}
+        {name: float(row[name]) for name in columns}
         for row in rows
-        if all(row.get(name) for name in COLUMNS)
+        if all(row.get(name) for name in columns)
     ]
 
 
@@ -111,6 +113,8 @@ def growths(samples: Sequence[Sample]) -> list[Growth]:
     warm = max(2, round(WARM_UP * len(tasks)))
     found = []
     for quantity in QUANTITIES:
+        if quantity.column not in {*(samples[0] if samples else ()), "lasted"}:
+            continue
         if quantity.column in ("driver_cpu", "lasted"):
             column = "seconds" if quantity.column == "lasted" else quantity.column
             values = [begins[t + 1][column] - begins[t][column] for t in tasks]
@@ -187,7 +191,10 @@ def draw(samples: Sequence[Sample], found: Sequence[Growth], path: Path) -> None
     axes = figure.subplots(5, 2, sharex=True).flat
     by_column = {g.quantity.column: g for g in found}
     for axis, column in zip(axes, DRAWN, strict=True):
-        g = by_column[column]
+        g = by_column.get(column)
+        if g is None:
+            axis.set_axis_off()
+            continue
         if column not in ("driver_cpu", "lasted"):
             x, y = zip(*((s["tasks"] + 1, s[column]) for s in samples), strict=True)
             axis.plot(x, y, ".", color="#b8c4d6", markersize=2, label="every look")

@@ -12,7 +12,7 @@ longest, `--spread` times the shortest. The driver's CPU time is its own and mov
 it does is done, but for MLflow and the export of selected models, whose time is measured first.
 A consolidation's recorded seconds are the worker's; the driver stores and tests beside it.
 Selected models are tested on the digits, whose test data is small: a larger set takes more of the
-driver.
+driver. Exit code 1 where 1,000 workers are asked for and the target is not reached.
 """
 
 from __future__ import annotations
@@ -20,39 +20,44 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks._cluster import Clock, Cluster
+from benchmarks._fill_costs import (
+    METHODS,
+    Given,
+    cost_of_a_group,
+    costs_of_tracking,
+    made_up,
+    seconds_to_start,
+)
 from benchmarks._machine import machine
 from benchmarks.search_overhead import InProcess, Silent
 from clsearch import sequence
-from clsearch.config import Config, load_config, parse_config
+from clsearch.config import load_config
 from clsearch.consolidation import consolidate_trial
 from clsearch.folder import open_store
 from clsearch.methods.base import ChainState
 from clsearch.protocols import Committed, ConsolidateJob, Ended, Job
-from clsearch.records import ScanPoint, TrialRecord, digest
+from clsearch.records import TrialRecord
 from clsearch.scenarios.base import TaskData
-from clsearch.search._ray import ray
 from clsearch.search.ray_backend import RaySearcher
 from clsearch.store import TrainedModel, read_commit, write_commit, write_record
 from clsearch.system import resolve
-from clsearch.tracking import MLflowTracker
 from clsearch.trial import Bench
 
 ROOT = Path(__file__).parent.parent
 TIMES = Path(__file__).with_suffix(".json")
-METHODS = ("finetune", "ewc", "mas", "clnp")
 FILL, LOAD = 0.95, 1.0
 """Targets."""
 CORES = 64
@@ -70,9 +75,9 @@ def record() -> None:
             for event in super().run(job, parts):
                 if isinstance(event, TrialRecord):
                     trials[event.method].append(event.duration)
+                elif isinstance(job, ConsolidateJob):  # before the search goes on with it
+                    commits[job.chain.method].append(time.perf_counter() - begun)
                 yield event
-            if isinstance(job, ConsolidateJob):
-                commits[job.chain.method].append(time.perf_counter() - begun)
 
     config = resolve(load_config(ROOT / "experiments" / "quickstart.yaml"))
     with tempfile.TemporaryDirectory(prefix="clsearch-fill-") as folder:
@@ -86,37 +91,6 @@ def record() -> None:
     }
     TIMES.write_text(json.dumps(times, indent=1) + "\n")
     print(TIMES.read_text(), end="")
-
-
-@dataclass
-class Given:
-    """What is simulated: the command's options."""
-
-    chains: int
-    trials: int
-    tasks: int
-    seconds: float
-    spread: float
-
-    def config(self) -> Config:
-        seeds = math.ceil(self.chains / len(METHODS))
-        grid = {"lr": {"logspace": [1e-4, 1e-2, self.trials]}}
-        fixed: dict[str, dict[str, Any]] = {"ewc": {"strength": 1}, "mas": {"strength": 1}}
-        fixed["clnp"] = {"l1": 1e-4}
-        return resolve(
-            parse_config(
-                {
-                    "name": "cluster-fill",
-                    "scenario": {"name": "permuted", "source": "digits", "tasks": self.tasks},
-                    "model": {"name": "mlp", "hidden": [200, 200]},
-                    "methods": [
-                        {"name": name, "grid": grid | fixed.get(name, {})}
-                        for name in METHODS[: self.chains]
-                    ],
-                    "seeds": list(range(seeds)),
-                }
-            )
-        )
 
 
 class Times:
@@ -138,19 +112,6 @@ class Times:
         places = (int(key[:8], 16) / 16**8 for key in job.keys)
         one = self.factor * self.trial[job.chain.method]
         return sum(one * (self.shortest + self.range * place) for place in places)
-
-
-def made_up(job: Job, member: int) -> TrialRecord:
-    """A record of the usual size; its accuracy is drawn by its key."""
-    key = job.keys[member]
-    best = 0.9 + int(key[8:12], 16) / 16**4 / 20
-    free = tuple(min(4 * i, 150) for i in range(50))
-    scan = tuple(ScanPoint(i / 50, round(best - i / 500, 4), (n, n)) for i, n in enumerate(free))
-    return TrialRecord(
-        key, job.chain.method, job.chain.seed, job.task, dict(job.hypers[member]), "COMPLETE", "",
-        best, 0.0, ("fc1", "fc2"), (200, 200), (0, 0), scan, (best,) * 20, 20, 1.0, 1.7e9, "cpu",
-        "worker", len(job.keys),
-    )  # fmt: skip
 
 
 class Made:
@@ -185,80 +146,6 @@ class Made:
         if state is None:
             raise RuntimeError("nothing was consolidated")
         return state
-
-
-def cost_of_a_group() -> float:
-    """CPU seconds that the driver takes for a placement group: asked for, waited for, removed."""
-    begun = time.process_time()
-    for _ in range(20):
-        group = ray.util.placement_group([{"CPU": 0.01}])
-        ray.get(group.ready())
-        ray.util.remove_placement_group(group)
-    return (time.process_time() - begun) / 20
-
-
-def seconds_to_start() -> float:
-    """Seconds until a new worker has imported what trains."""
-
-    class Trains:
-        def __init__(self) -> None:
-            import clsearch.jobs  # noqa: F401
-
-        def ready(self) -> bool:
-            return True
-
-    begun = time.perf_counter()
-    actor = ray.remote(num_cpus=1)(Trains).remote()
-    ray.get(actor.ready.remote())
-    ray.kill(actor)
-    return time.perf_counter() - begun
-
-
-class Kept(Silent):
-    """A tracker that keeps what is committed."""
-
-    def __init__(self) -> None:
-        self.commits: list[Committed] = []
-
-    def committed(self, commit: Committed) -> None:
-        self.commits.append(commit)
-
-
-def costs_of_tracking(apart: bool = True, count: int = 50) -> tuple[float, float]:
-    """CPU seconds that what MLflow is told takes of the driver, for a trial, and for a selection
-    with the export of its model. Not `apart`: with those of MLflow's client and database, which
-    are else of another process on its host."""
-    with tempfile.TemporaryDirectory(prefix="clsearch-fill-") as folder:
-        out = Path(folder)
-        config = Given(1, 2, 4, 1.0, 1.0).config()
-        short = config.training.model_copy(update={"epochs": 1})
-        config = config.model_copy(update={"training": short})
-        search = sequence.Search(config, out, open_store(out))
-        kept: Any = Kept()
-        search.run(InProcess(), kept, kept)
-        place = (sequence.Chain("finetune", 0), 0, 1, None, (1,), True)
-        jobs = [Job(*place, keys=(digest(i),), hypers=({"lr": 0.1},)) for i in range(count)]
-
-        def taken(entries: Sequence[Callable[[MLflowTracker], None]]) -> float:
-            for some in (entries[:1], entries[1:]):  # the first imports what it takes
-                tracker = MLflowTracker(out, apart=apart)
-                tracker.start(search.info())
-                begun = time.process_time()
-                for entry in some:
-                    entry(tracker)
-                tracker.close(120.0)
-            return (time.process_time() - begun) / (len(entries) - 1)
-
-        trials = [partial(_trial, made_up(job, 0)) for job in jobs]
-        return taken(trials), taken([partial(_committed, one) for one in kept.commits])
-
-
-def _trial(record: TrialRecord, tracker: MLflowTracker) -> None:
-    tracker.trial(record)
-
-
-def _committed(commit: Committed, tracker: MLflowTracker) -> None:
-    tracker.committed(commit)
 
 
 class Charged(Silent):
@@ -340,7 +227,7 @@ def simulate(
     )  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -361,7 +248,7 @@ def main() -> None:
     print(machine())
     if asked.record:
         record()
-        return
+        return 0
     with one_core() as searcher:
         start, group, tracking = seconds_to_start(), cost_of_a_group(), costs_of_tracking()
         beside = [b - a for a, b in zip(tracking, costs_of_tracking(apart=False), strict=True)]
@@ -390,6 +277,7 @@ def main() -> None:
     if max(asked.workers) >= 1000:
         target = f"{100 * FILL:.0f} % fill, driver under {LOAD:g} core"
         print(f"target at 1000 workers: {target}: {'reached' if reached else 'NOT reached'}")
+    return 0 if reached else 1
 
 
 def _print(found: Outcome) -> None:
@@ -404,4 +292,4 @@ def _print(found: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

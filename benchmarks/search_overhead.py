@@ -110,7 +110,7 @@ def seconds(trials: int, searcher: Any, mlflow: bool, stored: bool) -> tuple[flo
         out = Path(folder)
         store = open_store(out) if stored else NoStore(str(out))
         search = Search(config, out, store)
-        tracker: Tracker | Silent = MLflowTracker(out) if mlflow else Silent()
+        tracker: Tracker | Silent = MLflowTracker(out, apart=True) if mlflow else Silent()
         tracker.start(search.info())
         begun = time.perf_counter()
         found = search.run(searcher, tracker, Silent())  # type: ignore[arg-type]

@@ -159,14 +159,19 @@ def _is_spare(process: psutil.Process) -> bool:
 
 def _delivers(process: psutil.Process) -> bool:
     """Whether it is the one with MLflow's client."""
-    return any(word == BEGIN for word in process.cmdline())
+    return BEGIN in _command(process)
 
 
 def _called(process: psutil.Process, name: str) -> bool:
+    return "".join(_command(process)[:1]).startswith(name)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its command line; empty where it has ended."""
     try:
-        return (process.cmdline() or [""])[0].startswith(name)
+        return list(process.cmdline())
     except psutil.Error:
-        return False
+        return []
 
 
 def _memory(process: psutil.Process) -> float:

@@ -156,11 +156,11 @@ def _search(search: Search, options: Options, resume: str, console: Console) -> 
         finally:
             searcher.close()
         figures = report([out])
-    except (KeyboardInterrupt, ClsearchError) as error:
+    except BaseException as error:
         # The audit trail says how it ended, if it still can: the reason to raise is the first one.
         # RuntimeError: it ended before it began.
         with contextlib.suppress(ClsearchError, RuntimeError):
-            tracker.finish([], {}, "FAILED" if isinstance(error, ClsearchError) else "KILLED")
+            tracker.finish([], {}, "FAILED" if isinstance(error, Exception) else "KILLED")
         tracker.close(CLOSE_SOON)
         raise
     failed = [r.selection for r in found.results if r.selection.outcome == "failed"]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 from command import Driver
 from fault_local import ended_well, fill, small_disk
@@ -19,6 +22,7 @@ from object_store import CREDENTIALS, ObjectStore, object_store
 from pyarrow import fs
 from servers import answering, free_port, serving
 
+from clsearch.delivery_process import BEGIN
 from clsearch.driver import CLOSE
 from clsearch.store import Store
 
@@ -172,6 +176,36 @@ def mlflow_hung(ground: Ground) -> Damage:
         assert TAKEN not in ground.resume()
         server.once(ground)
     return ground.damage(1, before)
+
+
+@fault("SIGKILL of the process that delivers to MLflow", short=2, full=10, long=True)
+def deliverer_killed(ground: Ground) -> Damage:
+    """At random moments of its life, most of them in the middle of an entry."""
+    seed = random.randrange(1 << 30)
+    print(f"moments of its deaths from seed {seed}", file=sys.stderr, flush=True)
+    moments, killed, before = random.Random(seed), 0, dict[str, Finished]()
+    driver = ground.start()
+    while killed < ground.times:
+        end = time.monotonic() + moments.uniform(1, 4)
+        while time.monotonic() < end and driver.process.poll() is None:
+            driver.descendants()
+            time.sleep(0.05)
+        if driver.process.poll() is not None:
+            ended_well(driver)
+            driver = ground.start("resume", ground.out)
+        for process in filter(_delivers, driver.descendants()):
+            process.kill()
+            killed, before = killed + 1, before or ground.finished()
+    ended_well(driver)
+    assert TAKEN not in ground.resume()
+    once(ground, ground.out / "mlflow.db", ground.out / "artifacts")
+    return ground.damage(killed, before)
+
+
+def _delivers(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return BEGIN in process.cmdline()
+    return False
 
 
 @fault("MLflow server's disk full", long=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import shared_data
 
-from benchmarks._growth import COLUMNS, curves, growths, read_samples, table, theil_sen
+from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, table, theil_sen
 from benchmarks.soak import TOO_FEW
 
 ROOT = Path(__file__).parent.parent
@@ -78,6 +78,19 @@ def test_the_report_is_made_from_the_file_alone_even_one_cut_short(tmp_path: Pat
         line for line in done.stdout.splitlines() if line.endswith("GROWS")
     ]
     assert curves(found)[-1] in done.stdout
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_without_a_column_of_today_is_read_all_the_same(tmp_path: Path) -> None:
+    path, columns = tmp_path / "samples.csv", [c for c in COLUMNS if c != "delivery_memory"]
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(samples(10, leak=2.0))
+    found = {g.quantity.column: g for g in growths(read_samples(path))}
+    assert found["driver_memory"].slope == pytest.approx(2.0)
+    assert "delivery_memory" not in found
+    draw(read_samples(path), list(found.values()), tmp_path / "soak.png")
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
 
 
