@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -210,7 +211,10 @@ class ResourcesConfig(Strict):
         if storage is not None and holds_secret(storage):
             step = "Credentials come from the environment: AWS_ACCESS_KEY_ID, …"
             raise InputError("storage", storage, "an address without secrets", step)
-        if storage is not None and not re.match(r"(s3|gs)://[^/]|file:///", storage):
+        addresses = r"(s3|gs)://[^/].*|file:///[^?#]*"
+        if storage is not None and (
+            not re.fullmatch(addresses, storage) or ".." in unquote(storage).split("/")
+        ):
             raise InputError("storage", storage, "s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH")
         return self
 

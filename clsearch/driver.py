@@ -90,19 +90,23 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
             with one_thread():  # commits measure here
                 failed = _search(search, options, resume, console)
         except KeyboardInterrupt as stop:
-            begun = (out / "config.yaml").exists()
-            step = f"Go on with: {resume}" if begun else "Nothing was written."
-            raise InterruptedRunError(f"interrupted. {step}") from stop
+            raise InterruptedRunError(f"interrupted. {_step(out, resume)}") from stop
         except InputError:
             raise
         except ClsearchError as error:
-            raise type(error)(f"{error}\nGo on with: {resume}") from error
+            raise type(error)(f"{error}\n{_step(out, resume)}") from error
     if failed:
         first = failed[0]
         raise ClsearchError(
             f"{len(failed)} of {len(config.methods) * len(config.seeds)} chains failed; "
             f"the first: {first.chain} at task {first.task}: {first.reason}"
         )
+
+
+def _step(out: Path, resume: str) -> str:
+    """What to do after a search that has not come to its end."""
+    begun = (out / "config.yaml").exists()
+    return f"Go on with: {resume}" if begun else "Nothing was written."
 
 
 def _reached(config: Config, out: Path) -> Store:

@@ -88,7 +88,9 @@ _OURS = ("", "checkpoints", "checkpoints/delivered", "outbox", "outbox/rejected"
 def check_plain(out: Path, field: str) -> None:
     """Raises `InputError` under `field` for an output folder with a link, a device or a pipe where
     a run has files and folders: it may be somebody else's, and is written to and deleted from."""
-    for folder in filter(os.path.isdir, (out / name for name in _OURS)):
+    places = [out / name for name in _OURS if (out / name).is_dir()]
+    places += [Path(place) for place, _, _ in os.walk(out / "artifacts")]  # follows no links
+    for folder in places:
         for entry in os.scandir(folder):
             if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
                 step = f"{entry.path} is one. `--storage` keeps checkpoints elsewhere."

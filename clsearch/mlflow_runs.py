@@ -19,6 +19,7 @@ from typing import Any
 
 from clsearch.audit import Points, word
 from clsearch.errors import DamagedError
+from clsearch.mlflow_places import put_right
 
 MOST_METRICS, MOST_OTHERS = 800, 100
 """Metrics, and parameters or tags, in one request. MLflow takes 1000 things in all."""
@@ -90,6 +91,8 @@ class SearchRuns:
     after all is read again."""
 
     def __init__(self, uri: str, artifacts: str | None, name: str, digest: str) -> None:
+        if artifacts is not None:  # the database is an output folder's own
+            put_right(uri, artifacts, name)
         self.client = _connect(uri)
         self.name, self.digest = name, digest
         found = self.client.get_experiment_by_name(name)

@@ -306,7 +306,7 @@ class Courier:
         if identity in self._sent:
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="clsearch-entry-") as folder:
+            with tempfile.TemporaryDirectory(prefix=f"clsearch-entry-{os.getpid()}-") as folder:
                 sources = files(Path(folder)) if files else {}
                 self._outbox.append(identity, {**plain, "time": time.time()}, sources)
         except OSError as error:  # of the disk for temporary files

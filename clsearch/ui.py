@@ -23,6 +23,7 @@ from rich.console import Console
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import run_config
 from clsearch.messages import command
+from clsearch.mlflow_places import put_right
 from clsearch.notes import view_link
 from clsearch.tracking import SETTINGS, is_server, store_of
 from clsearch.views import SELECTIONS_KEY
@@ -43,7 +44,9 @@ def serve(out: Path, port: int | None, console: Console) -> None:
     """Serves MLflow's UI on the store of a run until it is interrupted, and prints its address.
 
     Says the address where the run's store is a server. Raises `InputError` for a folder without a
-    store and for a port that is taken, `ClsearchError` when the server ends by itself.
+    store and for a port that is taken, `StoreError` for a
+    store that names files outside the folder and cannot be put right, `ClsearchError` when the
+    server ends by itself.
     """
     config = run_config(out)
     uri = config.tracking.uri
@@ -54,7 +57,10 @@ def serve(out: Path, port: int | None, console: Console) -> None:
         step = f"Nothing was delivered yet. Go on with: {command('resume', out)}"
         raise InputError("DIR", str(out), "a run with a store of MLflow, mlflow.db", step)
     chosen = _free_port() if port is None else _checked(port)
-    with _server(store_of(out, uri)[0], chosen) as (process, log):
+    store, artifacts = store_of(out, uri)
+    if artifacts is not None:
+        put_right(store, artifacts, config.name)
+    with _server(store, chosen) as (process, log):
         base = f"http://{HOST}:{chosen}"
         _wait(process, base, log)
         console.print(f"MLflow on {out}: {base}{_page(base, config.name)}", soft_wrap=True)

@@ -170,12 +170,16 @@ def death_of_ray(ground: Ground) -> Damage:
 
 def interrupted(ground: Ground, driver: Driver, number: signal.Signals) -> dict[str, Finished]:
     """Sends a signal to a driver at work, which has to end quickly and cleanly; what is finished
-    then. A terminal sends SIGINT to every process of the command."""
+    then. A terminal sends SIGINT to all processes of the command that have no group of their own,
+    and `timeout` SIGTERM, after one to the driver alone."""
     driver.descendants()
-    began = time.monotonic()
-    for process in driver.family if number == signal.SIGINT else ():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+    began, own = time.monotonic(), os.getpgid(driver.process.pid)
+    if number == signal.SIGTERM:
+        driver.process.send_signal(number)
+    for process in driver.family if number != signal.SIGHUP else ():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == own:
+                process.send_signal(number)
     driver.process.send_signal(number)
     driver.process.send_signal(signal.SIGCONT)
     assert driver.wait(PATIENCE) == 130

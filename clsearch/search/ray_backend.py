@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import threading
 import warnings
 import weakref
@@ -24,7 +25,7 @@ from clsearch.records import TrialRecord
 from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
-from clsearch.search._ray import Node, authenticated, ray, ray_constants, tune
+from clsearch.search._ray import Node, authenticated, ray, ray_constants, services, tune
 from clsearch.search.probe import asks_for_token, find
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
@@ -160,8 +161,15 @@ def _alone() -> Iterator[None]:
     """A Ray that starts meanwhile listens on loopback alone, as it does by itself on macOS, and has
     no autoscaler, no forwarding of logs and no web server: here nothing asks them, and together
     they take five seconds of a core to start, and 280 MiB.
+
+    On Linux, where they die with this process, its processes have a session of their own: a signal
+    to all of a command, as `timeout` sends it, would else end them before the search that has to
+    end well.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
+    popen = services.ConsolePopen
+    if sys.platform.startswith("linux"):
+        services.ConsolePopen = functools.partial(popen, start_new_session=True)
     methods = {name: getattr(Node, name) for name in _UNASKED}
     ray_constants.ENABLE_RAY_CLUSTER = False
     for name in methods:
@@ -169,7 +177,7 @@ def _alone() -> Iterator[None]:
     try:
         yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
+        ray_constants.ENABLE_RAY_CLUSTER, services.ConsolePopen = before, popen
         for name, method in methods.items():
             setattr(Node, name, method)
 
