@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from clsearch.axes import Space, axis_values
-from clsearch.config import MAX_BYTES, Config, load_config, parse_config
+from clsearch.config import MAX_BYTES, Config, ResourcesConfig, load_config, parse_config
 from clsearch.data.digits import Digits
 from clsearch.errors import InputError
 from clsearch.identity import identity, without_places
@@ -548,3 +548,27 @@ def test_momentum_belongs_to_sgd() -> None:
         parse_config(whole(training={"optimizer": "adam", "momentum": 0.9}))
     assert caught.value.field == "training.momentum"
     assert parse_config(whole(training={"optimizer": "sgd", "momentum": 0.9})).training.momentum
+
+
+@pytest.mark.parametrize(
+    ("storage", "fine"),
+    [
+        ("file:///folder/with%20space", True),
+        ("s3://bucket/search?endpoint_override=127.0.0.1:9000", True),
+        ("gs://bucket", True),
+        ("file:///folder/../other", False),
+        ("file:///folder/%2e%2e/other", False),
+        ("file:///folder?one", False),
+        ("file:///folder#one", False),
+        ("s3:///bucket", False),
+        ("s3://bucket/%2E%2E/x", False),
+        ("folder", False),
+    ],
+)
+def test_a_storage_is_an_address_that_means_what_it_says(storage: str, fine: bool) -> None:
+    data = {"storage": storage}
+    if fine:
+        assert ResourcesConfig.model_validate(data).storage == storage
+    else:
+        with pytest.raises(InputError, match=r"storage: .* Allowed: s3://BUCKET/PATH"):
+            ResourcesConfig.model_validate(data)

@@ -38,6 +38,24 @@ def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ[local.TOKEN] == "mine"
 
 
+def test_folders_of_killed_runs_are_deleted_and_of_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = [f"clsearch-entry-{number}-{i}" for i, number in enumerate((gone.pid, os.getpid()))]
+    names += ["clsearch-entry-x-1", f"clsearch-entry-{10**30}-1", "clsearch-fill-1", "entry"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.pt2").touch()
+    ray = local.new_folder()
+    local.sweep()
+    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
+    assert Path(ray).is_dir()
+    os.rmdir(ray)
+
+
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A user without a token."""
