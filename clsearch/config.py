@@ -215,7 +215,9 @@ class ResourcesConfig(Strict):
         if storage is not None and (
             not re.fullmatch(addresses, storage) or ".." in unquote(storage).split("/")
         ):
-            raise InputError("storage", storage, "s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH")
+            step = "In a path, ? is written %3F, # is %23, and .. may not stand."
+            allowed = "s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH"
+            raise InputError("storage", storage, allowed, step)
         return self
 
 

@@ -24,6 +24,8 @@ ABOUT = "search.json"
 _NAMES = ("clsearch", "torch", "ray", "mlflow", "numpy")
 LOCK = ".lock"
 """The file that a driver holds locked in its output folder; it says in a line who that is."""
+ENTRY = "clsearch-entry-"
+"""What temporary folders of what MLflow is told begin with; the number of their process is next."""
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
 

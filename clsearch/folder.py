@@ -85,9 +85,14 @@ def claim(out: Path, config: Config) -> None:
 _OURS = ("", "checkpoints", "checkpoints/delivered", "outbox", "outbox/rejected", "report")
 
 
+SUPER = bytes.fromhex("d9d505f920a163d7")
+"""What a journal of SQLite ends with that names another: no single database leaves one."""
+
+
 def check_plain(out: Path, field: str) -> None:
     """Raises `InputError` under `field` for an output folder with a link, a device or a pipe where
-    a run has files and folders: it may be somebody else's, and is written to and deleted from."""
+    a run has files and folders, or whose database would delete a file when it is opened: it may be
+    somebody else's, and is written to and deleted from."""
     places = [out / name for name in _OURS if (out / name).is_dir()]
     places += [Path(place) for place, _, _ in os.walk(out / "artifacts")]  # follows no links
     for folder in places:
@@ -95,6 +100,11 @@ def check_plain(out: Path, field: str) -> None:
             if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
                 step = f"{entry.path} is one. `--storage` keeps checkpoints elsewhere."
                 raise InputError(field, str(out), "a folder without links, devices and pipes", step)
+
+    journal = out / "mlflow.db-journal"
+    if journal.is_file() and journal.read_bytes()[-len(SUPER) :] == SUPER:
+        step = f"Delete {journal}: SQLite would delete the file that it names."
+        raise InputError(field, str(out), "a folder as clsearch leaves it", step)
 
 
 def write_config(out: Path, config: Config) -> None:

@@ -1,7 +1,7 @@
-"""Where MLflow's database in an output folder says that files are: in that folder alone.
+"""Where files are by MLflow's database in an output folder, put right in a copy of the folder.
 
-MLflow keeps whole addresses. In a copy of a folder they lead to the first one, in one that was
-moved to where it was, and in one that somebody else made to wherever that somebody likes.
+MLflow keeps whole addresses: those of a folder that was copied or moved lead to where it was. What
+is written goes into the folder whatever they say (`mlflow_runs`); they are for who reads.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from clsearch.errors import DamagedError, StoreError
 
-PLAIN = re.compile(r"(m-)?[0-9a-f]{32}")
+ID = re.compile(r"(m-)?[0-9a-f]{32}")
 """MLflow's ids of runs and models, which are names of folders."""
-TABLES = re.compile(r"\b(experiments|runs|logged_models|model_versions)\b", re.IGNORECASE)
+MODEL = re.compile(r"/models/(m-[0-9a-f]{32})/artifacts")
+LEFT = ("SQLITE_ERROR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
+"""What SQLite says of a database without these tables, and of a damaged one."""
 BUSY = 30.0
 """Seconds that another process may hold the database."""
 
@@ -24,68 +26,60 @@ Change = tuple[str, tuple[object, ...]]
 """A statement and its values."""
 
 
-def put_right(uri: str, artifacts: str, experiment: str) -> None:
-    """Has an experiment, its runs and its models keep their files under the address `artifacts`, by
-    MLflow's own layout. `uri` is the database's.
+def run_place(root: str, run: str) -> str:
+    """Where the files of a run are, by MLflow's layout. Raises `DamagedError` for a run whose id is
+    not one of MLflow's."""
+    return f"{root}/{_checked(run)}/artifacts"
 
-    One that cannot be read is left to MLflow, which says why. Raises `DamagedError` for one that
-    MLflow did not write, `StoreError` where it has to be changed and cannot be.
-    """
+
+def model_place(root: str, model: str) -> str:
+    """Where the files of a model are, by MLflow's layout. Raises `DamagedError` as above."""
+    return f"{root}/models/{_checked(model)}/artifacts"
+
+
+def _checked(name: object) -> str:
+    if not ID.fullmatch(str(name)):
+        raise DamagedError(f"MLflow's database has an id that MLflow did not make: {name!r}")
+    return str(name)
+
+
+def put_right(uri: str, root: str, experiment: str) -> None:
+    """Has the addresses of an experiment, its runs and its models begin with `root`, in the
+    database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty
+    or damaged: MLflow says why. Raises `StoreError` for one that is busy or cannot be written."""
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.is_file():
         return
     with contextlib.closing(sqlite3.connect(database, BUSY)) as opened:
         try:
-            changes = list(_changes(opened, artifacts, experiment))
-        except sqlite3.DatabaseError:
-            return
-        except ValueError as error:
-            raise DamagedError(f"{database} has {error}, which MLflow did not make") from error
-        try:
             with opened:
-                for statement, values in changes:
+                for statement, values in list(_changes(opened, root, experiment)):
                     opened.execute(statement, values)
         except sqlite3.DatabaseError as error:
-            raise StoreError(f"{database} cannot be written: {error}") from error
+            if error.sqlite_errorname not in LEFT:
+                raise StoreError(f"{database} cannot be put right: {error}") from error
 
 
-def _changes(opened: sqlite3.Connection, artifacts: str, experiment: str) -> Iterator[Change]:
-    """Raises `ValueError`, with what is odd, and whatever SQLite does."""
-    odd = "select type, name, sql from sqlite_master where type in ('trigger', 'view')"
-    for kind, name, text in opened.execute(odd):
-        if TABLES.search(f"{name} {text}"):
-            raise ValueError(f"the {kind} {name!r}")
+def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator[Change]:
     named = "select experiment_id, artifact_location from experiments where name = ?"
     for number, place in opened.execute(named, [experiment]).fetchall():
-        if place != artifacts:
-            yield "update experiments set artifact_location = ? where experiment_id = ?", (
-                artifacts, number,
-            )  # fmt: skip
-        yield from _inside(opened, artifacts, number)
-
-
-def _inside(opened: sqlite3.Connection, artifacts: str, number: int) -> Iterator[Change]:
-    """The runs and models of an experiment."""
-    for table, key, column, folder in (
-        ("runs", "run_uuid", "artifact_uri", ""),
-        ("logged_models", "model_id", "artifact_location", "models/"),
-    ):
-        query = f"select {key}, {column} from {table} where experiment_id = ?"
-        for name, place in opened.execute(query, [number]):
-            right = f"{artifacts}/{folder}{_plain(name)}/artifacts"
-            if place != right:
-                yield f"update {table} set {column} = ? where {key} = ?", (right, name)
-    versions = """select v.rowid, v.source, v.storage_location from model_versions v
-        join runs r on v.run_id = r.run_uuid where r.experiment_id = ?"""
-    for row, *places in opened.execute(versions, [number]):
-        model = _plain(str(places[0]).removesuffix("/artifacts").rpartition("/")[2])
-        right = f"{artifacts}/models/{model}/artifacts"
-        if places != [right, right]:
-            change = "update model_versions set source = ?, storage_location = ? where rowid = ?"
-            yield change, (right, right, row)
-
-
-def _plain(name: object) -> str:
-    if not PLAIN.fullmatch(str(name)):
-        raise ValueError(f"the id {name!r}")
-    return str(name)
+        if place != root:
+            change = "update experiments set artifact_location = ? where experiment_id = ?"
+            yield change, (root, number)
+        for table, key, column, place_of in (
+            ("runs", "run_uuid", "artifact_uri", run_place),
+            ("logged_models", "model_id", "artifact_location", model_place),
+        ):
+            query = f"select {key}, {column} from {table} where experiment_id = ?"
+            change = f"update {table} set {column} = ? where {key} = ?"
+            for name, now in opened.execute(query, [number]):
+                if ID.fullmatch(name) and now != place_of(root, name):
+                    yield change, (place_of(root, name), name)
+        query = """select v.rowid, v.source, v.storage_location from model_versions v
+            join runs r on v.run_id = r.run_uuid where r.experiment_id = ?"""
+        change = "update model_versions set source = ?, storage_location = ? where rowid = ?"
+        for row, source, stored in opened.execute(query, [number]):
+            model = MODEL.search(source or "")
+            right = model_place(root, model[1]) if model else source
+            if model and (source, stored) != (right, right):
+                yield change, (right, right, row)

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -19,7 +20,7 @@ from typing import Any
 
 from clsearch.audit import Points, word
 from clsearch.errors import DamagedError
-from clsearch.mlflow_places import put_right
+from clsearch.mlflow_places import model_place, put_right, run_place
 
 MOST_METRICS, MOST_OTHERS = 800, 100
 """Metrics, and parameters or tags, in one request. MLflow takes 1000 things in all."""
@@ -86,14 +87,15 @@ class Monitor:
 
 
 class SearchRuns:
-    """A search in MLflow: its experiment and its runs by `clsearch.key`. Read once, then kept up to
+    """A search in MLflow: its experiment and its runs by `clsearch.key`. `artifacts` is the address
+    of files where the database is an output folder's own, else None. Read once, then kept up to
     date here, all but what is settled: of that only the ids are kept, and a run that is asked for
     after all is read again."""
 
     def __init__(self, uri: str, artifacts: str | None, name: str, digest: str) -> None:
-        if artifacts is not None:  # the database is an output folder's own
+        if artifacts is not None:
             put_right(uri, artifacts, name)
-        self.client = _connect(uri)
+        self.client, self.artifacts = _connect(uri), artifacts
         self.name, self.digest = name, digest
         found = self.client.get_experiment_by_name(name)
         if found is None:
@@ -210,11 +212,17 @@ class SearchRuns:
 
     def text(self, run: Run, value: object, name: str) -> None:
         """Logs a value as a JSON file."""
-        self.client.log_text(run.id, json.dumps(value, indent=2, allow_nan=False), name)
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, name).write_text(json.dumps(value, indent=2, allow_nan=False))
+            self.files(run, Path(folder))
 
-    def files(self, run: Run, folder: Path, name: str) -> None:
+    def files(self, run: Run, folder: Path, name: str | None = None) -> None:
         """Logs the files of a folder, where it exists."""
-        if folder.is_dir():
+        if not folder.is_dir():
+            return
+        if self.artifacts is not None:
+            _copy(run_place(self.artifacts, run.id), folder, name)
+        else:
             self.client.log_artifacts(run.id, str(folder), name)
 
     def inputs(self, run: Run, sets: Sequence[Mapping[str, Any]]) -> None:
@@ -276,7 +284,10 @@ class SearchRuns:
         """
         from mlflow.entities import LoggedModelOutput
 
-        self.client.log_model_artifacts(model_id, str(folder))
+        if self.artifacts is not None:
+            _copy(model_place(self.artifacts, model_id), folder, None)
+        else:
+            self.client.log_model_artifacts(model_id, str(folder))
         outputs = self.client.get_run(run.id).outputs
         if model_id not in [output.model_id for output in outputs.model_outputs]:
             self.client.log_outputs(run.id, [LoggedModelOutput(model_id, 0)])
@@ -287,6 +298,8 @@ class SearchRuns:
     ) -> Any:
         """A new version of a registered model, from MLflow's record of the model."""
         place, id_ = logged.artifact_location, logged.model_id
+        if self.artifacts is not None:
+            place = model_place(self.artifacts, id_)
         about = about[:LONGEST]
         return self.client.create_model_version(
             model, place, run.id, dict(tags), None, about, 0, id_
@@ -316,6 +329,14 @@ def _read(run: Any) -> Run:
     data, info = run.data, run.info
     known = dict(data.tags), dict(data.params), dict(data.metrics)
     return Run(info.run_id, info.status, *known, began=info.start_time)
+
+
+def _copy(place: str, folder: Path, name: str | None) -> None:
+    """Copies files to an address in an output folder, which is not asked of its database: that may
+    have come with the folder from elsewhere, and name any."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    get_artifact_repository(place).log_artifacts(str(folder), name)
 
 
 def _connect(uri: str) -> Any:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError
-from clsearch.files import atomic_write, half_written, parse
+from clsearch.files import ENTRY, atomic_write, half_written, parse
 from clsearch.records import digest
 from clsearch.redaction import redacted, secret_name
 
@@ -306,7 +306,7 @@ class Courier:
         if identity in self._sent:
             return
         try:
-            with tempfile.TemporaryDirectory(prefix=f"clsearch-entry-{os.getpid()}-") as folder:
+            with tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-") as folder:
                 sources = files(Path(folder)) if files else {}
                 self._outbox.append(identity, {**plain, "time": time.time()}, sources)
         except OSError as error:  # of the disk for temporary files

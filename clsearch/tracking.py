@@ -151,12 +151,13 @@ class MLflowTracker:
 
     def close(self, timeout: float) -> int:
         """Delivers what it can within `timeout` seconds; returns how many entries still wait."""
-        waiting = self._courier.close(timeout)
-        self._delivery.close()
-        if self._let_be:
-            self._let_be = False
-            gc.unfreeze()
-        return waiting
+        try:
+            return self._courier.close(timeout)
+        finally:
+            self._delivery.close()
+            if self._let_be:
+                self._let_be = False
+                gc.unfreeze()
 
     def _freeze(self) -> None:
         """Takes what the first export and the first figures have imported, and all before it, from
@@ -192,10 +193,14 @@ def _data_sets(info: SearchInfo) -> dict[int, dict[str, Any]]:
 
 def store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
     """The tracking address of an output folder, and where its artifacts go (None: MLflow's).
-    Raises `InputError` for an address MLflow cannot use, or that names a user."""
+    Raises `InputError` for an address MLflow cannot use, or that names a user, and for a folder
+    whose path is none within an address."""
     if uri is not None:
         check_uri(uri)
         return uri, None
+    if re.search("[?%]", str(out.resolve())):
+        step = "They mean something else in the address of MLflow's database. Choose another --out."
+        raise InputError("out", str(out), "a folder without ? and % in its path", step)
     return f"sqlite:///{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
 
 

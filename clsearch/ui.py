@@ -45,7 +45,7 @@ def serve(out: Path, port: int | None, console: Console) -> None:
 
     Says the address where the run's store is a server. Raises `InputError` for a folder without a
     store and for a port that is taken, `StoreError` for a
-    store that names files outside the folder and cannot be put right, `ClsearchError` when the
+    database that is busy, `ClsearchError` when the
     server ends by itself.
     """
     config = run_config(out)

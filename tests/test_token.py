@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from command import clsearch, environment, write_config
 from servers import free_port, keeper, overheard
 
 from clsearch.errors import InputError
+from clsearch.files import ENTRY
 from clsearch.search import local
 
 
@@ -38,22 +41,24 @@ def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ[local.TOKEN] == "mine"
 
 
-def test_folders_of_killed_runs_are_deleted_and_of_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_folders_of_killed_runs_are_deleted_and_of_no_others() -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    names = [f"clsearch-entry-{number}-{i}" for i, number in enumerate((gone.pid, os.getpid()))]
-    names += ["clsearch-entry-x-1", f"clsearch-entry-{10**30}-1", "clsearch-fill-1", "entry"]
-    for name in names:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.pt2").touch()
-    ray = local.new_folder()
-    local.sweep()
-    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
-    assert Path(ray).is_dir()
-    os.rmdir(ray)
+    made = {
+        Path(tempfile.mkdtemp(prefix=f"{prefix}{number}-", dir="/tmp")): str(number)
+        != str(gone.pid)
+        for prefix in (local.FOLDER, ENTRY, "clsearch-other-")
+        for number in (gone.pid, os.getpid(), "x", 10**30)
+    }
+    try:
+        for folder in made:
+            (folder / "model.pt2").touch()
+        local.sweep()
+        left = {f: stays or "other" in f.name for f, stays in made.items()}
+        assert {folder: folder.exists() for folder in made} == left
+    finally:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

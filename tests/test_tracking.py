@@ -24,6 +24,7 @@ import torch
 from servers import answering, free_port, server
 
 from clsearch import audit
+from clsearch.delivery_process import BEGIN
 from clsearch.errors import InputError, StoreError
 from clsearch.notes import table_row
 from clsearch.outbox import jsonable
@@ -734,6 +735,13 @@ def test_what_a_failure_left_undone_is_done_by_the_next_attempt(
     assert look.get_model_version_by_alias("demo.ewc.seed-0", "task-1").description == note
 
 
+@pytest.fixture
+def thawed() -> None:
+    """Whatever a test before, whose search was never over, told the garbage collector."""
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("thawed")
 def test_garbage_of_exports_is_found_soon_and_only_while_a_search_goes_on(
     out: Path, model: Path
 ) -> None:
@@ -917,6 +925,31 @@ def test_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "no folder for temporary files"))
     with pytest.raises(StoreError, match="no folder"):
         tracker.trial(trial(2))
+
+
+@pytest.mark.usefixtures("thawed")
+def test_an_interrupted_end_ends_all_the_same(
+    out: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    tracker = MLflowTracker(out, apart=True)
+    tracker.start(INFO)
+    tracker.committed(committed(2, model))
+    wait_for_delivery(out)
+    monkeypatch.setattr(tracker._courier, "close", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        tracker.close(60)
+    assert gc.get_freeze_count() == 0
+    assert not [p for p in psutil.Process().children() if BEGIN in p.cmdline()]
+
+
+@pytest.mark.parametrize("name", ["what?", "50%41"])
+def test_a_folder_that_is_no_path_within_an_address_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"out: .* Allowed: a folder without \? and %"):
+        MLflowTracker(tmp_path / name / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_wrong_input_is_named(out: Path) -> None:
@@ -1167,8 +1200,8 @@ def test_system_metrics_are_sampled_into_the_run_of_the_search(
         time.sleep(0.5)
         tracker.finish([], {}, "FINISHED")
         assert tracker.close(60) == 0, tracker.problem
-        at_work = {thread.name for thread in threading.enumerate()}
-        assert number == 2 or "SystemMetricsMonitor" not in at_work
+        assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+        assert not [p for p in psutil.Process().children() if BEGIN in p.cmdline()]
         run = runs(look)["search dddddddd"].info.run_id
         history = look.get_metric_history(run, "system/cpu_utilization_percentage")
         assert len({m.step for m in history}) == len(history)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -15,12 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from clsearch.errors import InputError
+from clsearch.files import ENTRY
 
 FOLDER = "clsearch-ray-"
 """What Ray's folders begin with; the number of the process that made them comes next."""
-
-LEFT = re.compile(r"clsearch-(ray|entry)-(\d+)-")
-"""Folders of this process or another, by its number: Ray's, and what is made for MLflow."""
 
 RAY = "r"
 """Ray's own folder in there: Ray lets everybody write to it, so a closed one is around it."""
@@ -38,12 +35,12 @@ def new_folder() -> str:
 
 def sweep() -> None:
     """Deletes the folders of runs that were killed."""
-    for folder in {*Path("/tmp").iterdir(), *Path(tempfile.gettempdir()).iterdir()}:
-        made = LEFT.match(folder.name)
-        with contextlib.suppress(OSError, OverflowError):
-            if made and folder.stat().st_uid == os.getuid():
+    for prefix, folder in ((p, f) for p in (FOLDER, ENTRY) for f in Path("/tmp").glob(f"{p}*-*")):
+        number = folder.name.removeprefix(prefix).partition("-")[0]
+        with contextlib.suppress(OSError, ValueError, OverflowError):
+            if folder.stat().st_uid == os.getuid():
                 try:
-                    os.kill(int(made[2]), 0)
+                    os.kill(int(number), 0)
                 except ProcessLookupError:
                     shutil.rmtree(folder, ignore_errors=True)
 
