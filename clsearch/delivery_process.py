@@ -1,4 +1,4 @@
-"""Delivery in a process of its own: what MLflow's client computes, some 80 ms a trial with
+"""Delivery in a process of its own: what MLflow's client computes, some 100 ms a trial with
 a database in the output folder, would else hold up the search, which has workers to feed.
 
 `main` is that process: a line of JSON comes in for every entry, and one goes out. It ends with its
