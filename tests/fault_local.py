@@ -133,9 +133,8 @@ def driver_at_random_moments(ground: Ground) -> Damage:
                 break
             driver.process.kill()
             driver.wait()
-            # Ray's two idle agents look for their parent once a minute; nothing else goes on. A
-            # worker that was just starting finds out when it has started.
-            left = driver.survivors(60 * crowd(), but="Agent")
+            # Ray's two idle agents look for their parent once a minute; nothing else goes on.
+            left = driver.survivors(60, but="Agent")
             assert left == [], left
             killed, strikes = killed + 1, strikes + 1
             after = search.finished()
@@ -170,11 +169,6 @@ def death_of_ray(ground: Ground) -> Damage:
     return ground.damage(1, before)
 
 
-def crowd() -> float:
-    """How much longer all takes as others want this machine's processors too."""
-    return max(1.0, os.getloadavg()[0] / cores())
-
-
 def interrupted(ground: Ground, driver: Driver, number: signal.Signals) -> dict[str, Finished]:
     """Sends a signal to a driver at work, which has to end quickly and cleanly; what is finished
     then. A terminal sends SIGINT to all processes of the command that have no group of their own,
@@ -190,7 +184,8 @@ def interrupted(ground: Ground, driver: Driver, number: signal.Signals) -> dict[
     driver.process.send_signal(number)
     driver.process.send_signal(signal.SIGCONT)
     assert driver.wait(PATIENCE) == 130
-    assert time.monotonic() - began < 20 * crowd()
+    crowd = max(1.0, os.getloadavg()[0] / cores())  # who else wants this machine's processors
+    assert time.monotonic() - began < 20 * crowd
     assert driver.survivors(60) == []
     message = driver.stderr.strip().splitlines()
     assert message == [f"clsearch: interrupted. Go on with: clsearch resume {ground.out}"]
