@@ -80,18 +80,12 @@ class Driver:
     def wait(self, seconds: float = 240.0) -> int:
         return self.process.wait(seconds)
 
-    def survivors(self, seconds: float = 20.0, but: str = "nothing") -> list[str]:
+    def survivors(self, seconds: float = 20.0, agents: bool = True) -> list[str]:
         """Those of its processes that are still there after so many seconds, at most.
 
-        Without those with `but` in their name.
+        Not `agents`: without Ray's two, which look for their parent once a minute.
         """
-        watched = []
-        for process in self.family:
-            try:
-                if but not in " ".join(process.cmdline()):
-                    watched.append(process)
-            except psutil.NoSuchProcess:
-                continue
+        watched = [p for p in self.family if agents or not _is_agent(p)]
         _, alive = psutil.wait_procs(watched, timeout=seconds)
         return [f"{p.pid} {p.name()}" for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
@@ -104,6 +98,18 @@ class Driver:
             except (psutil.NoSuchProcess, ProcessLookupError):
                 continue
         self.process.wait(30)
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    """Whether it is one of Ray's two agents: by its title, or by its script as long as it starts,
+    which the raylet has within an argument."""
+    try:
+        arguments = process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+    return arguments[:1] in (["ray::DashboardAgent"], ["ray::RuntimeEnvAgent"]) or any(
+        one.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for one in arguments
+    )
 
 
 def write_config(path: Path, **sections: Any) -> Path:

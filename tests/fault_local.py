@@ -133,8 +133,7 @@ def driver_at_random_moments(ground: Ground) -> Damage:
                 break
             driver.process.kill()
             driver.wait()
-            # Ray's two idle agents look for their parent once a minute; nothing else goes on.
-            left = driver.survivors(60, but="Agent")
+            left = driver.survivors(60, agents=False)
             assert left == [], left
             killed, strikes = killed + 1, strikes + 1
             after = search.finished()

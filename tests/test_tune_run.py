@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -15,9 +16,10 @@ import pytest
 from clsearch.config import ResourcesConfig
 from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
 from clsearch.records import Chain, TrialRecord
+from clsearch.search import local, tune_run
 from clsearch.search._ray import tune
 from clsearch.search.ray_backend import RaySearcher
-from clsearch.search.tune_run import ROUNDS, TuneRun, Work, _Relay
+from clsearch.search.tune_run import ROUNDS, TuneRun, Work, leave_folder
 
 
 @pytest.fixture
@@ -97,31 +99,39 @@ def test_rounds_with_dead_workers_that_were_kept_do_not_count_and_others_do(run:
     assert [event.lost for event in lost if isinstance(event, Ended)] == ["died", "died"]
 
 
-def test_tune_keeps_nothing_of_what_a_trial_reported_that_is_over(
-    run: TuneRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ray.train._internal import storage as storage_module
+@pytest.mark.slow
+def test_tune_keeps_no_trial_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the object nor one of its folders."""
     from ray.tune.experiment import Trial
 
-    def trial(name: str, status: str) -> Any:
-        made = Trial("trainable", stub=True, trial_id=name, storage=storage)
-        made.init_local_path()
-        made.update_last_result({"loss": 0.5, "training_iteration": 1})
-        made.set_status(status)
-        return made
+    monkeypatch.setattr(tune_run, "ROUNDS", 1)  # each takes the starts of two workers
 
-    # What it asks a running Ray for.
-    monkeypatch.setattr(storage_module, "_get_ray_train_session_dir", lambda: str(tmp_path / "ray"))
-    storage = storage_module.StorageContext(
-        storage_path=str(tmp_path), experiment_dir_name="search"
-    )
-    statuses = [Trial.TERMINATED, Trial.RUNNING, Trial.ERROR, Trial.PENDING]
-    trials = [trial(f"trial-{i}", status) for i, status in enumerate(statuses)]
-    listed = list(trials)
-    _Relay(run).on_step_begin(1, listed)
-    assert listed == [trials[1], trials[3]]
-    kept = [t.has_reported_at_least_once for t in trials]
-    assert kept == [Path(t.local_path).exists() for t in trials] == [False, True, False, True]
+    def trains(setting: dict[str, Any]) -> None:
+        leave_folder()
+        if setting["work"].job.keys[0] == "bad":
+            raise RuntimeError("this one fails")
+        tune.report({"loss": 0.5})
+
+    searcher = RaySearcher(ResourcesConfig(workers=2))
+    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
+    run = TuneRun(trainable, 2)
+
+    def folders_after(*keys: str) -> int:
+        run.submit([pack(1, key) for key in keys])
+        events = [run.wait() for _ in keys]
+        lost = [event.job.keys[0] for event in events if isinstance(event, Ended) and event.lost]
+        assert lost == [key for key in keys if key == "bad"]
+        return sum(path.is_dir() for path in ours.rglob("*"))
+
+    try:
+        (ours,) = Path("/tmp").glob(f"{local.FOLDER}{os.getpid()}-*/{local.RAY}")
+        first = folders_after("a", "b")
+        assert folders_after("bad", *map(str, range(30))) < first + 10
+        gc.collect()
+        assert sum(isinstance(one, Trial) for one in gc.get_objects()) < 5
+    finally:
+        run.end()
+        searcher.close()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import json
 import math
+import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
@@ -50,6 +51,15 @@ class Work:
 
     def let_go(self) -> None:
         vars(self).clear()
+
+
+def leave_folder() -> None:
+    """On a worker: leaves the folder that Tune has made for a trial, and has put the process into,
+    and deletes it. Nothing is written there, and Tune itself never does."""
+    folder = os.getcwd()
+    if os.path.basename(folder) == tune.get_context().get_trial_id():
+        os.chdir("..")
+        os.rmdir(folder)
 
 
 class _OverError(Exception):
@@ -211,18 +221,35 @@ class _Feed(tune.search.Searcher):  # type: ignore[misc]
 
 
 class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
-    """Has Tune keep the workers for which there is nothing to do for now: chains come up with jobs
-    one after the other, and a worker takes seconds to start. By itself Tune keeps one."""
+    """What Tune keeps, and what not.
+
+    It keeps the workers for which there is nothing to do for now: chains come up with jobs one
+    after the other, and a worker takes seconds to start. By itself Tune keeps one. It does not keep
+    trials that are over, which it goes through at every step; nor does what it prints, if not here.
+    """
 
     def __init__(self, workers: int) -> None:
         super().__init__()
         self.workers, self.told = workers, False
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if not self.told:
-            cache = tune_controller._tune_controller._actor_cache
-            cache.increase_max(trial.placement_group_factory, self.workers)
-            self.told = True
+        if self.told:
+            return
+        controller = tune_controller._tune_controller
+        controller._actor_cache.increase_max(trial.placement_group_factory, self.workers)
+        callbacks = controller._callbacks._callbacks
+        callbacks[:] = [each for each in callbacks if isinstance(each, _Relay)]
+        self.told = True
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Called at every step."""
+        controller = tune_controller._tune_controller
+        for trial in controller._stopped_trials | controller._failed_trials:
+            controller._trials.remove(trial)
+            for kept in ("_stopped_trials", "_failed_trials", "_trials_to_cache"):
+                getattr(controller, kept).discard(trial)
+            shutil.rmtree(trial.local_path, ignore_errors=True)
+        return super().choose_trial_to_run(tune_controller)
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]
@@ -236,15 +263,8 @@ class _Relay(tune.Callback):  # type: ignore[misc]
         return _Relay, (None,)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Tune goes through its list of trials at every step, and keeps what they reported: those
-        that are over are taken off the list, and emptied."""
-        if self.run is None:
-            return
-        self.run.check()
-        for trial in [trial for trial in trials if trial.is_finished()]:
-            trials.remove(trial)
-            trial.run_metadata = type(trial.run_metadata)()
-            shutil.rmtree(trial.local_path, ignore_errors=True)
+        if self.run is not None:
+            self.run.check()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if self.run is not None:
