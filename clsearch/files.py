@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from clsearch.errors import InputError, StoreError
 
@@ -31,18 +31,24 @@ PATIENCE = 0.5
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replaces a file in one step: a reader sees the old or the new one, never a part, even after
-    a power cut.
+    """Replaces a file in one step, like `replaced`."""
+    with replaced(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """Replaces a file by what is written meanwhile, in one step: a reader sees the old or the new
+    one, never a part, even after a power cut.
 
     Raises `StoreError` when it cannot be written (disk full, no permission).
     """
-    raw = data.encode() if isinstance(data, str) else data
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         place = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         try:
             with place.open("wb") as stream:
-                stream.write(raw)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             place.replace(path)
@@ -54,7 +60,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 def half_written(folder: Path) -> set[Path]:
-    """What `atomic_write` left in a folder where it was killed."""
+    """What `replaced` left in a folder where it was killed."""
     return set(folder.glob(".*.tmp"))
 
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 from command import environment
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import clsearch
 from clsearch.config import MethodConfig
@@ -476,6 +477,12 @@ def test_examples_a_program_cannot_be_traced_with(
 ) -> None:
     with pytest.raises(InputError, match="example"):
         export_program(StandaloneModel(*network, 2, None, TASK), example)
+
+
+def test_nothing_is_kept_of_a_program_that_was_traced(network: tuple[MLP, Params]) -> None:
+    """Else a search grows by so much with each commit."""
+    export_program(StandaloneModel(*network, 2, None, TASK), pixels(2).float())
+    assert len(FakeTensorMode.cache) == 0
 
 
 @FILES

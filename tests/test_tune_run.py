@@ -19,7 +19,7 @@ from clsearch.records import Chain, TrialRecord
 from clsearch.search import local, tune_run
 from clsearch.search._ray import tune
 from clsearch.search.ray_backend import RaySearcher
-from clsearch.search.tune_run import ROUNDS, TuneRun, Work, leave_folder
+from clsearch.search.tune_run import ROUNDS, TuneRun, Work
 
 
 @pytest.fixture
@@ -107,7 +107,6 @@ def test_tune_keeps_no_trial_that_is_over(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(tune_run, "ROUNDS", 1)  # each takes the starts of two workers
 
     def trains(setting: dict[str, Any]) -> None:
-        leave_folder()
         if setting["work"].job.keys[0] == "bad":
             raise RuntimeError("this one fails")
         tune.report({"loss": 0.5})

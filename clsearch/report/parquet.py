@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError
-from clsearch.files import atomic_write, sha256_of, uncollected
+from clsearch.files import replaced, sha256_of, uncollected
 from clsearch.records import (
     Candidate,
     Round,
@@ -79,9 +79,8 @@ class Tables:
         own = [pa.ipc.open_stream(part).read_all() for part in parts]
         whole = pa.concat_tables([empty, *own], promote_options="default").cast(empty.schema)
         whole = whole.replace_schema_metadata({_COLUMNS: _digest(whole.schema)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(whole, sink, compression="zstd", write_page_checksum=True)
-        atomic_write(self._out / f"{name}.parquet", sink.getvalue().to_pybytes())
+        with replaced(self._out / f"{name}.parquet") as stream:
+            pq.write_table(whole, stream, compression="zstd", write_page_checksum=True)
 
 
 def _part(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clsearch.files import atomic_write
+from clsearch.files import atomic_write, replaced
 from clsearch.records import Chain, TaskResult, TrialRecord
 from clsearch.report.parquet import Tables
 
@@ -32,8 +32,10 @@ class RunFiles:
         Raises `StoreError` when they cannot be written."""
         self._made |= {(r.selection.task, str(r.selection.chain)): _row(r) for r in results}
         rows = [self._made[place] for place in sorted(self._made)]
-        texts = ",\n".join(zlib.decompress(row.text).decode() for row in rows)
-        atomic_write(self._out / "selections.json", f"[\n{texts}\n]\n" if texts else "[]\n")
+        with replaced(self._out / "selections.json") as stream:
+            for i, row in enumerate(rows):
+                stream.write((b",\n" if i else b"[\n") + zlib.decompress(row.text))
+            stream.write(b"\n]\n" if rows else b"[]\n")
         matrix: dict[str, Any] = {}
         for row in rows:
             seeds = matrix.setdefault(row.chain.method, {})

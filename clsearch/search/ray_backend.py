@@ -29,7 +29,7 @@ from clsearch.search._ray import Node, authenticated, ray, ray_constants, servic
 from clsearch.search.probe import asks_for_token, find
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
-from clsearch.search.tune_run import TuneRun, Work, leave_folder
+from clsearch.search.tune_run import TuneRun, Work
 from clsearch.store import Store
 
 
@@ -240,7 +240,6 @@ def _train(
     from clsearch.training.worker import prepare_worker
     from clsearch.trial import out_of_memory
 
-    leave_folder()
     prepare_worker()
     _close_journal_at_exit()
     store = _WorkerStore(store.root)

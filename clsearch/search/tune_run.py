@@ -6,7 +6,6 @@ import heapq
 import itertools
 import json
 import math
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping
@@ -51,15 +50,6 @@ class Work:
 
     def let_go(self) -> None:
         vars(self).clear()
-
-
-def leave_folder() -> None:
-    """On a worker: leaves the folder that Tune has made for a trial, and has put the process into,
-    and deletes it. Nothing is written there, and Tune itself never does."""
-    folder = os.getcwd()
-    if os.path.basename(folder) == tune.get_context().get_trial_id():
-        os.chdir("..")
-        os.rmdir(folder)
 
 
 class _OverError(Exception):
@@ -248,7 +238,8 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
             controller._trials.remove(trial)
             for kept in ("_stopped_trials", "_failed_trials", "_trials_to_cache"):
                 getattr(controller, kept).discard(trial)
-            shutil.rmtree(trial.local_path, ignore_errors=True)
+            for folder in (trial.local_path, trial.storage.trial_working_directory):
+                shutil.rmtree(folder, ignore_errors=True)  # nobody is in there: see `_ray`
         return super().choose_trial_to_run(tune_controller)
 
 

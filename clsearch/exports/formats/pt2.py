@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from clsearch.archive import checked_archive
 from clsearch.errors import DamagedError, InputError
@@ -62,6 +63,8 @@ def export_program(model: StandaloneModel, example: Tensor) -> torch.export.Expo
         said = str(error).strip().partition("\n")[0]
         allowed = "a backbone that torch.export can trace, whatever its input holds"
         raise InputError("model.name", model.backbone.name, allowed, f"It said: {said}") from error
+    finally:
+        FakeTensorMode.cache_clear()  # torch keeps 60 KB of every program for good
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # where the code lay on this machine
     return program
