@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -20,10 +21,11 @@ import pytest
 import torch
 import typer.main
 import yaml
-from command import Ended, clsearch, environment, journal, refused, write_config
+from command import Driver, Ended, clsearch, environment, journal, refused, write_config
 
 from clsearch.cli import app
 from clsearch.exports.files import load_export
+from clsearch.search import local
 
 COMMANDS = (
     *("run", "resume", "status", "select", "export", "report", "evaluate", "compare"),
@@ -500,6 +502,7 @@ def test_a_reader_that_goes_away_is_no_traceback(searched: tuple[Path, str]) -> 
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing_to_mend_here(tmp_path: Path) -> None:
     done = clsearch("doctor", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -554,6 +557,31 @@ def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> N
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_what_ray_makes_of_a_signal_while_it_starts_is_an_interrupt() -> None:
+    own = signal.getsignal(signal.SIGTERM)
+
+    @local.own_signals()
+    def starts() -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        starts()
+    assert signal.getsignal(signal.SIGTERM) == own
+
+
+@pytest.mark.long
+def test_a_search_is_stopped_while_ray_starts(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, "run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "out")
+    driver.until(lambda: any(p.name() == "gcs_server" for p in driver.descendants()))
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.wait() == 130
+    assert driver.stderr == "clsearch: interrupted. Nothing was written.\n"
+    assert driver.survivors(90) == []  # an agent of Ray's takes a minute to find that it is alone
+    assert not (tmp_path / "out" / "config.yaml").exists()
 
 
 def test_a_run_that_ends_without_a_word_has_the_way_on_printed(tmp_path: Path) -> None:

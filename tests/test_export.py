@@ -150,6 +150,7 @@ def test_the_same_model_makes_the_same_bytes_wherever_it_was_made(
         assert str(Path(clsearch.__file__).parent).encode() not in content
 
 
+@pytest.mark.slow
 def test_models_run_without_clsearch(network: tuple[MLP, Params], tmp_path: Path) -> None:
     for name in FORMATS:
         model = StandaloneModel(*network, 2, GATES, PERMUTED)

@@ -1157,6 +1157,7 @@ def _lives(number: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_driver_starts_at_once_and_the_terminal_stays_clean(tmp_path: Path) -> None:
     """In a fresh process: no import of mlflow or torch, no line on the terminal, a new database."""
     program = """

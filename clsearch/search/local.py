@@ -47,7 +47,8 @@ def sweep() -> None:
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Keeps the handlers of this process: Ray installs one that aborts it on SIGTERM."""
+    """Keeps the handlers of this process: Ray installs one that exits on SIGTERM. What that raises
+    meanwhile is an interrupt like any other."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,6 +56,10 @@ def own_signals() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
+    except SystemExit as exit:
+        if exit.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from exit
     finally:
         for number, handler in handlers.items():
             if handler is not None:
