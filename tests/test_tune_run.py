@@ -171,3 +171,37 @@ def test_workers_are_kept_while_there_is_nothing_to_do_and_a_job_outlives_dead_o
     finally:
         run.end()
         searcher.close()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_starting_is_not_ended_because_another_is_free(tmp_path: Path) -> None:
+    def trains(setting: dict[str, Any]) -> None:
+        (tmp_path / str(os.getpid())).touch()
+        key = setting["work"].job.keys[0]
+        while key in "ab" and len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        time.sleep(2 if key == "d" else 0)  # the other's place is found in tenths of a second
+        record = TrialRecord(key, "ewc", 0, 1, {}, "COMPLETE", host=str(os.getpid()))
+        tune.report({"record": json.dumps(record.to_json())})
+
+    searcher = RaySearcher(ResourcesConfig(workers=2))
+    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
+    run = TuneRun(trainable, 2)
+
+    def hosts(*keys: str) -> set[int]:
+        run.submit([pack(1, key) for key in keys])
+        events = [run.wait() for _ in range(2 * len(keys))]
+        return {int(e.host) for e in events if isinstance(e, TrialRecord)}
+
+    try:
+        first = hosts("a", "b")
+        os.kill(first.pop(), signal.SIGKILL)
+        hosts("h", "i")  # that one is dead is found when a job is handed to it
+        second = hosts("d", "e")
+        assert len(second) == 2
+        assert second > first
+        assert hosts("f", "g") <= second
+        assert len(list(tmp_path.iterdir())) == 3
+    finally:
+        run.end()
+        searcher.close()

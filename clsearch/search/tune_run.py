@@ -214,8 +214,9 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
     """What Tune keeps, and what not.
 
     It keeps the workers for which there is nothing to do for now: chains come up with jobs one
-    after the other, and a worker takes seconds to start. By itself Tune keeps one. It does not keep
-    trials that are over, which it goes through at every step; nor does what it prints, if not here.
+    after the other, and a worker takes seconds to start. By itself Tune keeps one, and ends a
+    worker that is starting as soon as another can take its trial. It does not keep trials that are
+    over, which it goes through at every step; nor does what it prints, if not here.
     """
 
     def __init__(self, workers: int) -> None:
@@ -231,8 +232,8 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
         callbacks[:] = [each for each in callbacks if isinstance(each, _Relay)]
         self.told = True
 
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Called at every step."""
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Called at every step. None of its own choice: Tune starts those that wait in order."""
         controller = tune_controller._tune_controller
         for trial in controller._stopped_trials | controller._failed_trials:
             controller._trials.remove(trial)
@@ -240,7 +241,9 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
                 getattr(controller, kept).discard(trial)
             for folder in (trial.local_path, trial.storage.trial_working_directory):
                 shutil.rmtree(folder, ignore_errors=True)  # nobody is in there: see `_ray`
-        return super().choose_trial_to_run(tune_controller)
+        actors, started = controller._trial_to_actor, controller._actor_manager.is_actor_started
+        for pending in controller._resources_to_pending_trials.values():
+            pending -= {t for t in pending if t in actors and started(actors[t])}
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]
