@@ -21,7 +21,8 @@ from typing import IO, Any, cast
 
 from clsearch import mlflow_runs
 from clsearch.delivery import Delivery
-from clsearch.outbox import UndeliveredError, describe
+from clsearch.errors import UndeliveredError
+from clsearch.outbox import describe
 
 BEGIN = """
 import sys
@@ -49,6 +50,8 @@ class DeliveryProcess:
     def __call__(self, content: Mapping[str, Any], files: Path) -> None:
         """Delivers an entry. Raises `UndeliveredError`."""
         with self._asking:
+            if self._closed:
+                raise UndeliveredError("the search is over", refused=False)
             try:
                 self._ask({"content": content, "files": str(files), "watched": self.watched})
             finally:

@@ -76,6 +76,15 @@ class DepletedError(ClsearchError):
     """A method has no free neurons left to learn the task with: an ordinary end of a chain."""
 
 
+class UndeliveredError(Exception):
+    """What another process said when it could not deliver an entry for MLflow. `refused`: for a
+    reason of the entry's own, which another attempt cannot change."""
+
+    def __init__(self, said: str, refused: bool) -> None:
+        super().__init__(said)
+        self.refused = refused
+
+
 def unknown(field: str, value: object, known: Iterable[str]) -> InputError:
     """An unknown name, refused with the known ones listed."""
     return InputError(field, value, "one of " + ", ".join(sorted(known)))

@@ -102,9 +102,19 @@ def check_plain(out: Path, field: str) -> None:
                 raise InputError(field, str(out), "a folder without links, devices and pipes", step)
 
     journal = out / "mlflow.db-journal"
-    if journal.is_file() and journal.read_bytes()[-len(SUPER) :] == SUPER:
+    if journal.is_file() and _ends_with(journal, SUPER):
         step = f"Delete {journal}: SQLite would delete the file that it names."
         raise InputError(field, str(out), "a folder as clsearch leaves it", step)
+
+
+def _ends_with(file: Path, what: bytes) -> bool:
+    """Whether a file, which another process may delete meanwhile, ends so."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - len(what)))
+            return stream.read() == what
+    except FileNotFoundError:
+        return False
 
 
 def write_config(out: Path, config: Config) -> None:

@@ -16,8 +16,8 @@ from clsearch.errors import DamagedError, StoreError
 
 ID = re.compile(r"(m-)?[0-9a-f]{32}")
 """MLflow's ids of runs and models, which are names of folders."""
-MODEL = re.compile(r"/models/(m-[0-9a-f]{32})/artifacts")
-LEFT = ("SQLITE_ERROR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
+MODEL = re.compile(r"file:.*/models/(m-[0-9a-f]{32})/artifacts")
+LEFT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a database without these tables, and of a damaged one."""
 BUSY = 30.0
 """Seconds that another process may hold the database."""
@@ -50,17 +50,18 @@ def put_right(uri: str, root: str, experiment: str) -> None:
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.is_file():
         return
-    with contextlib.closing(sqlite3.connect(database, BUSY)) as opened:
-        try:
-            with opened:
-                for statement, values in list(_changes(opened, root, experiment)):
-                    opened.execute(statement, values)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorname not in LEFT:
-                raise StoreError(f"{database} cannot be put right: {error}") from error
+    try:
+        with contextlib.closing(sqlite3.connect(database, BUSY)) as opened, opened:
+            for statement, values in list(_changes(opened, root, experiment)):
+                opened.execute(statement, values)
+    except sqlite3.DatabaseError as error:
+        # Text that is none has no code: Python says that, not SQLite.
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in LEFT:
+            raise StoreError(f"{database} cannot be put right: {error}") from error
 
 
 def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator[Change]:
+    """Models that users made of others have a place of their own, or the one of theirs."""
     named = "select experiment_id, artifact_location from experiments where name = ?"
     for number, place in opened.execute(named, [experiment]).fetchall():
         if place != root:
@@ -73,13 +74,20 @@ def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator
             query = f"select {key}, {column} from {table} where experiment_id = ?"
             change = f"update {table} set {column} = ? where {key} = ?"
             for name, now in opened.execute(query, [number]):
-                if ID.fullmatch(name) and now != place_of(root, name):
+                if _is(ID, name) and now != place_of(root, name):
                     yield change, (place_of(root, name), name)
         query = """select v.rowid, v.source, v.storage_location from model_versions v
             join runs r on v.run_id = r.run_uuid where r.experiment_id = ?"""
         change = "update model_versions set source = ?, storage_location = ? where rowid = ?"
         for row, source, stored in opened.execute(query, [number]):
-            model = MODEL.search(source or "")
-            right = model_place(root, model[1]) if model else source
-            if model and (source, stored) != (right, right):
-                yield change, (right, right, row)
+            model = _is(MODEL, source) or _is(MODEL, stored)
+            if model:
+                right = model_place(root, model[1])
+                said = right if _is(MODEL, source) else source
+                if (source, stored) != (said, right):
+                    yield change, (said, right, row)
+
+
+def _is(pattern: re.Pattern[str], value: object) -> re.Match[str] | None:
+    """A value of a database can be anything, whatever its column."""
+    return pattern.fullmatch(value) if isinstance(value, str) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 
 from clsearch.audit import Points, word
 from clsearch.errors import DamagedError
+from clsearch.files import ENTRY
 from clsearch.mlflow_places import model_place, put_right, run_place
 
 MOST_METRICS, MOST_OTHERS = 800, 100
@@ -212,7 +214,7 @@ class SearchRuns:
 
     def text(self, run: Run, value: object, name: str) -> None:
         """Logs a value as a JSON file."""
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-") as folder:
             Path(folder, name).write_text(json.dumps(value, indent=2, allow_nan=False))
             self.files(run, Path(folder))
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clsearch.errors import DamagedError, StoreError
+from clsearch.errors import DamagedError, StoreError, UndeliveredError
 from clsearch.files import ENTRY, atomic_write, half_written, parse
 from clsearch.records import digest
 from clsearch.redaction import redacted, secret_name
@@ -70,15 +70,6 @@ def sha256(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise StoreError(f"{file} cannot be read: {error}") from error
-
-
-class UndeliveredError(Exception):
-    """What another process said when it could not deliver an entry. `refused`: for a reason of the
-    entry's own, which another attempt cannot change."""
-
-    def __init__(self, said: str, refused: bool) -> None:
-        super().__init__(said)
-        self.refused = refused
 
 
 def describe(error: Exception) -> str:
@@ -325,11 +316,13 @@ class Courier:
     def close(self, timeout: float) -> int:
         """Delivers what it can within `timeout` seconds; returns how many entries still wait."""
         self._closing.set()
-        with self._changed:
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(max(0.0, timeout))
-        self._stop.set()
+        try:
+            with self._changed:
+                self._changed.notify_all()
+            if self._thread is not None:
+                self._thread.join(max(0.0, timeout))
+        finally:
+            self._stop.set()
         return len(self._outbox)
 
     def _work(self) -> None:

@@ -191,16 +191,16 @@ def _data_sets(info: SearchInfo) -> dict[int, dict[str, Any]]:
     return found
 
 
-def store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
+def store_of(out: Path, uri: str | None, field: str = "out") -> tuple[str, str | None]:
     """The tracking address of an output folder, and where its artifacts go (None: MLflow's).
-    Raises `InputError` for an address MLflow cannot use, or that names a user, and for a folder
-    whose path is none within an address."""
+    Raises `InputError` for an address MLflow cannot use, or that names a user, and, under `field`,
+    for a folder whose path is none within an address."""
     if uri is not None:
         check_uri(uri)
         return uri, None
     if re.search("[?%]", str(out.resolve())):
-        step = "They mean something else in the address of MLflow's database. Choose another --out."
-        raise InputError("out", str(out), "a folder without ? and % in its path", step)
+        step = "They mean something else in the address of MLflow's database. Give it another name."
+        raise InputError(field, str(out), "a folder without ? and % in its path", step)
     return f"sqlite:///{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
 
 

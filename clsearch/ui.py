@@ -44,9 +44,8 @@ def serve(out: Path, port: int | None, console: Console) -> None:
     """Serves MLflow's UI on the store of a run until it is interrupted, and prints its address.
 
     Says the address where the run's store is a server. Raises `InputError` for a folder without a
-    store and for a port that is taken, `StoreError` for a
-    database that is busy, `ClsearchError` when the
-    server ends by itself.
+    store and for a port that is taken, `StoreError` for a database that is busy or cannot be
+    written, `ClsearchError` when the server ends by itself.
     """
     config = run_config(out)
     uri = config.tracking.uri
@@ -57,7 +56,7 @@ def serve(out: Path, port: int | None, console: Console) -> None:
         step = f"Nothing was delivered yet. Go on with: {command('resume', out)}"
         raise InputError("DIR", str(out), "a run with a store of MLflow, mlflow.db", step)
     chosen = _free_port() if port is None else _checked(port)
-    store, artifacts = store_of(out, uri)
+    store, artifacts = store_of(out, uri, "DIR")
     if artifacts is not None:
         put_right(store, artifacts, config.name)
     with _server(store, chosen) as (process, log):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from test_tracking import (  # noqa: F401
     trial,
 )
 
-from clsearch.errors import InputError, StoreError
+from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.folder import check_plain
-from clsearch.mlflow_places import put_right
+from clsearch.mlflow_places import model_place, put_right, run_place
 from clsearch.tracking import MLflowTracker, store_of
 
 
@@ -60,15 +61,15 @@ def written(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def more(out: Path, model: Path, figure: Path) -> list[Path]:  # noqa: F811
+def more(out: Path, model: Path, figure: Path, waits: bool = False) -> list[Path]:  # noqa: F811
     """A larger search in the folder: a selection that wins anew, and a new report; what MLflow
-    refuses of it."""
+    refuses of it. `waits`: something stays undelivered."""
     tracker = MLflowTracker(out)
     tracker.start(replace(INFO, config={**INFO.config, "seeds": [0, 1]}))
     tracker.trial(trial(3, task=2))
     tracker.committed(committed(1, model, 2, [figure]))
     tracker.finish([figure], {}, "FINISHED")
-    tracker.close(60)
+    assert bool(tracker.close(60)) == waits
     return tracker.rejected
 
 
@@ -120,6 +121,29 @@ def test_addresses_that_lead_elsewhere_are_put_right(statement: str, copy: Path)
     assert dump(copy) == sound
 
 
+@pytest.mark.parametrize("value", ["x'ff'", "null", "7", "cast(x'ff' as text)"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into runs (run_uuid, experiment_id) values ({value}, 1)",
+        "update runs set artifact_uri = {value}",
+        "update model_versions set source = {value}, storage_location = {value}",
+    ],
+)
+def test_what_is_no_text_is_left_to_mlflow(statement: str, value: str, copy: Path) -> None:
+    with contextlib.suppress(sqlite3.IntegrityError):
+        change(copy, statement.format(value=value))
+    look(copy)
+
+
+def test_a_database_that_cannot_be_opened_is_a_store_error(copy: Path) -> None:
+    (copy / "mlflow.db").unlink()
+    (copy / "mlflow.db").write_bytes(b"SQLite format 3\0" + bytes(100))
+    (copy / "mlflow.db-wal").mkdir()
+    with pytest.raises(StoreError, match="cannot be put right"):
+        look(copy)
+
+
 AWAY = (
     "update runs set artifact_uri = '{away}'",
     "update experiments set artifact_location = '{away}'",
@@ -134,23 +158,23 @@ RENAMED = (
 
 
 @pytest.mark.parametrize(
-    "statements",
+    ("statements", "told"),
     [
-        (),
-        ("alter table model_versions drop column storage_location",),
-        (f"create trigger t after insert on tags begin {AWAY[0]}; end",),
-        (f"create trigger t after update on runs begin {AWAY[0]}; end",),
-        ("insert into runs (run_uuid, experiment_id, artifact_uri) values ('x', 1, x'ff')",),
-        RENAMED,
+        ((), "all"),
+        (("alter table model_versions drop column storage_location",), "waits"),
+        ((f"create trigger t after insert on tags begin {AWAY[0]}; end",), "all"),
+        ((f"create trigger t after update on runs begin {AWAY[0]}; end",), "all"),
         (
-            "update logged_models set model_id = '../../away', artifact_location = '{away}'"
-            " where rowid = (select min(rowid) from logged_models)",
+            ("insert into runs (run_uuid, experiment_id, artifact_uri) values ('x', 1, x'ff')",),
+            "all",
         ),
+        (RENAMED, "refused"),
     ],
     ids=str,
 )
 def test_whatever_a_database_says_nothing_is_written_elsewhere(
     statements: tuple[str, ...],
+    told: str,
     copy: Path,
     model: Path,  # noqa: F811
     figure: Path,  # noqa: F811
@@ -159,7 +183,10 @@ def test_whatever_a_database_says_nothing_is_written_elsewhere(
     away = copy.with_name("away")
     away.mkdir()
     change(copy, *(text.format(away=away.as_uri()) for text in (*AWAY, *statements)))
-    more(copy, model, figure)
+    own = written(copy / "artifacts")
+    refused = more(copy, model, figure, waits=told == "waits")
+    assert bool(refused) == (told == "refused")
+    assert (own < written(copy / "artifacts")) == (told == "all")
     assert written(away) == set()
     assert sorted(path.name for path in copy.parent.iterdir()) == ["away", "copy"]
 
@@ -184,6 +211,14 @@ def test_an_id_that_mlflow_did_not_make_is_named_and_its_entry_set_aside(
     assert all("../../away" in reason for reason in reasons), reasons
 
 
+@pytest.mark.parametrize("place_of", [model_place, run_place])
+def test_a_folder_has_the_name_of_an_id_of_mlflows_alone(place_of: Callable[..., str]) -> None:
+    assert place_of("file:///a", "0" * 32).endswith(f"{'0' * 32}/artifacts")
+    for name in ("../../away", "m-", "0" * 31, "0" * 33, "", None, b"0" * 32):
+        with pytest.raises(DamagedError, match="an id that MLflow did not make"):
+            place_of("file:///a", name)
+
+
 def test_models_that_users_make_of_others_stay_as_they_are(
     copy: Path,
     model: Path,  # noqa: F811
@@ -195,9 +230,19 @@ def test_models_that_users_make_of_others_stay_as_they_are(
     place = f"{run.artifact_uri}/figures"
     look.create_registered_model("figures")
     look.create_model_version("figures", place, run.run_id)
+    source = look.get_model_version("demo.ewc.seed-0", "1").source
+    inner, bucket = f"{source}/data", f"s3://bucket/models/{source.split('/')[-2]}/artifacts"
+    for name, made in (("inner", inner), ("bucket", bucket)):
+        look.create_registered_model(name)
+        look.create_model_version(name, made, run.run_id)
     assert more(copy, model, figure) == []
     assert look.get_model_version("production", "1").source == promoted.source
     assert look.get_model_version("figures", "1").source == place
+    assert look.get_model_version("inner", "1").source == inner
+    assert look.get_model_version("bucket", "1").source == bucket
+    # What was made of one in here is in here.
+    root = (copy / "artifacts").as_uri()
+    assert look.get_model_version_download_uri("production", "1").startswith(f"{root}/models/m-")
 
 
 def dump(out: Path) -> list[str]:

@@ -41,12 +41,16 @@ def test_variables_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ[local.TOKEN] == "mine"
 
 
-def test_folders_of_killed_runs_are_deleted_and_of_no_others() -> None:
+def test_folders_of_killed_runs_are_deleted_and_of_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those in another folder for temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     made = {
-        Path(tempfile.mkdtemp(prefix=f"{prefix}{number}-", dir="/tmp")): str(number)
-        != str(gone.pid)
+        Path(tempfile.mkdtemp(prefix=f"{prefix}{number}-", dir=place)): number != gone.pid
+        for place in ("/tmp", None)
         for prefix in (local.FOLDER, ENTRY, "clsearch-other-")
         for number in (gone.pid, os.getpid(), "x", 10**30)
     }
