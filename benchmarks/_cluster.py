@@ -281,10 +281,6 @@ class Acquired(EXECUTION.resources.AcquiredResources):  # type: ignore[misc]
     def annotate_remote_entities(self, entities: list[Any]) -> list[Any]:
         return [types.SimpleNamespace(remote=lambda **kwargs: Worker(self.cluster, **kwargs))]
 
-    def _annotate_remote_entity(self, entity: Any, bundle: Any, bundle_index: int) -> Any:
-        """Ray's class asks for it; `annotate_remote_entities` above is in its caller's place."""
-        raise NotImplementedError
-
 
 class Worker:
     """The stand-in for an actor with Tune's trainable in it."""

@@ -61,7 +61,8 @@ def put_right(uri: str, root: str, experiment: str) -> None:
 
 
 def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator[Change]:
-    """Models that users made of others have a place of their own, or the one of theirs."""
+    """What differs. Of a version that a user made of another, which names that one as its source,
+    only the place of its files is one of MLflow's layout."""
     named = "select experiment_id, artifact_location from experiments where name = ?"
     for number, place in opened.execute(named, [experiment]).fetchall():
         if place != root:

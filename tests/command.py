@@ -83,7 +83,7 @@ class Driver:
     def survivors(self, seconds: float = 20.0, agents: bool = True) -> list[str]:
         """Those of its processes that are still there after so many seconds, at most.
 
-        Not `agents`: without Ray's two, which look for their parent once a minute.
+        Not `agents`: without Ray's two, which may end a minute after all others.
         """
         watched = [p for p in self.family if agents or not _is_agent(p)]
         _, alive = psutil.wait_procs(watched, timeout=seconds)

@@ -580,7 +580,7 @@ def test_a_search_is_stopped_while_ray_starts(tmp_path: Path) -> None:
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait() == 130
     assert driver.stderr == "clsearch: interrupted. Nothing was written.\n"
-    assert driver.survivors(90) == []  # an agent of Ray's takes a minute to find that it is alone
+    assert driver.survivors(90) == []  # an agent of Ray's may end a minute after all others
     assert not (tmp_path / "out" / "config.yaml").exists()
 
 

@@ -480,8 +480,8 @@ def test_examples_a_program_cannot_be_traced_with(
         export_program(StandaloneModel(*network, 2, None, TASK), example)
 
 
-def test_nothing_is_kept_of_a_program_that_was_traced(network: tuple[MLP, Params]) -> None:
-    """Else a search grows by so much with each commit."""
+def test_torchs_cache_of_traced_operators_is_emptied(network: tuple[MLP, Params]) -> None:
+    """Else a search grows with each commit."""
     export_program(StandaloneModel(*network, 2, None, TASK), pixels(2).float())
     assert len(FakeTensorMode.cache) == 0
 

@@ -121,19 +121,39 @@ def test_addresses_that_lead_elsewhere_are_put_right(statement: str, copy: Path)
     assert dump(copy) == sound
 
 
-@pytest.mark.parametrize("value", ["x'ff'", "null", "7", "cast(x'ff' as text)"])
+VALUES = ("x'ff'", "null", "7", "cast(x'ff' as text)")
+
+
+@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize(
-    "statement",
+    "statements",
     [
-        "insert into runs (run_uuid, experiment_id) values ({value}, 1)",
-        "update runs set artifact_uri = {value}",
-        "update model_versions set source = {value}, storage_location = {value}",
+        (
+            "alter table runs rename to theirs",
+            "create view runs as"
+            " select {value} as run_uuid, experiment_id, artifact_uri from theirs",
+        ),
+        ("update model_versions set source = {value}, storage_location = {value}",),
     ],
 )
-def test_what_is_no_text_is_left_to_mlflow(statement: str, value: str, copy: Path) -> None:
-    with contextlib.suppress(sqlite3.IntegrityError):
-        change(copy, statement.format(value=value))
+def test_what_is_no_text_is_left_to_mlflow(
+    statements: tuple[str, ...], value: str, copy: Path
+) -> None:
     look(copy)
+    change(copy, *(text.format(value=value) for text in statements))
+    content = (copy / "mlflow.db").read_bytes()
+    look(copy)
+    assert (copy / "mlflow.db").read_bytes() == content
+
+
+@pytest.mark.parametrize("value", VALUES[:-1])
+def test_what_is_no_address_is_put_right(value: str, copy: Path) -> None:
+    look(copy)
+    sound = dump(copy)
+    change(copy, f"update runs set artifact_uri = {value}")
+    assert dump(copy) != sound
+    look(copy)
+    assert dump(copy) == sound
 
 
 def test_a_database_that_cannot_be_opened_is_a_store_error(copy: Path) -> None:

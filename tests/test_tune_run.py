@@ -74,7 +74,7 @@ def test_a_lost_job_has_further_rounds_of_its_own(run: TuneRun) -> None:
     event = run.wait()
     assert isinstance(event, Ended)
     assert event.lost == "died"
-    assert vars(work) == {}  # Tune keeps the work for good
+    assert vars(work) == {}  # Tune may keep the work for long
 
 
 def test_rounds_with_dead_workers_that_were_kept_do_not_count_and_others_do(run: TuneRun) -> None:

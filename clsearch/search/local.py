@@ -36,8 +36,8 @@ def new_folder() -> str:
 def sweep() -> None:
     """Deletes the folders of runs that were killed."""
     places = {Path("/tmp"), Path(tempfile.gettempdir())}
-    patterns = [(place, prefix) for place in places for prefix in (FOLDER, ENTRY)]
-    for prefix, folder in ((p, f) for place, p in patterns for f in place.glob(f"{p}*-*")):
+    found = [(p, f) for place in places for p in (FOLDER, ENTRY) for f in place.glob(f"{p}*-*")]
+    for prefix, folder in found:
         number = folder.name.removeprefix(prefix).partition("-")[0]
         with contextlib.suppress(OSError, ValueError, OverflowError):
             if folder.stat().st_uid == os.getuid():

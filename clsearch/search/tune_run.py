@@ -34,8 +34,9 @@ STOP = 10.0
 @dataclass(repr=False, eq=False)
 class Work:
     """A job, with references to the data it needs, and to the rest of the job where that holds
-    tensors. Tune copies its settings, writes them out as the name of a trial, and keeps them for
-    good; this is one thing, has no words, and lets go of all when the job is over."""
+    tensors. Tune copies its settings, writes them out as the name of a trial, and keeps them to
+    its next step, which may be long after; this is one thing, has no words, and lets go of all when
+    the job is over."""
 
     job: Job
     data: Mapping[int, Any]
@@ -216,7 +217,7 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
     It keeps the workers for which there is nothing to do for now: chains come up with jobs one
     after the other, and a worker takes seconds to start. By itself Tune keeps one, and ends a
     worker that is starting as soon as another can take its trial. It does not keep trials that are
-    over, which it goes through at every step; nor does what it prints, if not here.
+    over, which it goes through at every step, nor the printer that it adds, which keeps them too.
     """
 
     def __init__(self, workers: int) -> None:

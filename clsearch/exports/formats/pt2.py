@@ -64,7 +64,7 @@ def export_program(model: StandaloneModel, example: Tensor) -> torch.export.Expo
         allowed = "a backbone that torch.export can trace, whatever its input holds"
         raise InputError("model.name", model.backbone.name, allowed, f"It said: {said}") from error
     finally:
-        FakeTensorMode.cache_clear()  # torch keeps 60 KB of every program for good
+        FakeTensorMode.cache_clear()  # it grows with every program, for good
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # where the code lay on this machine
     return program
