@@ -23,6 +23,7 @@ from clsearch.folder import (
 )
 from clsearch.messages import command, from_pydantic, say
 from clsearch.records import Selection, TaskResult
+from clsearch.search.reach import check_address
 from clsearch.store import Store
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     from clsearch.sequence import Search
     from clsearch.system import resolve
 
+    if options.address is not None:
+        check_address(options.address)
     config = resolve(options.apply(config))
     search = Search(config, out, _reached(config, out))
     resume = command("resume", out, *(["--address", options.address] if options.address else []))

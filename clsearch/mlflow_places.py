@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ LEFT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a database without these tables, and of a damaged one."""
 BUSY = 30.0
 """Seconds that another process may hold the database."""
+LONGEST = 60.0
+"""Seconds that all may take: a view in place of a table can have rows without end."""
 
 Change = tuple[str, tuple[object, ...]]
 """A statement and its values."""
@@ -46,18 +49,26 @@ def _checked(name: object) -> str:
 def put_right(uri: str, root: str, experiment: str) -> None:
     """Has the addresses of an experiment, its runs and its models begin with `root`, in the
     database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty
-    or damaged: MLflow says why. Raises `StoreError` for one that is busy or cannot be written."""
+    or damaged: MLflow says why. Raises `StoreError` for one that is busy, cannot be written, or
+    takes too long."""
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.is_file():
         return
+    end = time.monotonic() + LONGEST
     try:
         with contextlib.closing(sqlite3.connect(database, BUSY)) as opened, opened:
+            opened.set_progress_handler(lambda: time.monotonic() > end, 100_000)
             for statement, values in list(_changes(opened, root, experiment)):
                 opened.execute(statement, values)
+    except UnicodeDecodeError:
+        pass  # what SQLite says of the damage quotes it
     except sqlite3.DatabaseError as error:
         # Text that is none has no code: Python says that, not SQLite.
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in LEFT:
-            raise StoreError(f"{database} cannot be put right: {error}") from error
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code not in LEFT:
+            late = code == sqlite3.SQLITE_INTERRUPT
+            reason = f"it takes over {LONGEST:g} s" if late else error
+            raise StoreError(f"{database} cannot be put right: {reason}") from error
 
 
 def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator[Change]:

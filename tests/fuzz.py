@@ -9,12 +9,14 @@ with the input that did it. Exit code 1 where there was one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import logging
 import os
 import random
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
@@ -35,6 +37,7 @@ from clsearch.exports.formats.pt2 import Program
 from clsearch.files import ABOUT
 from clsearch.folder import results_of, tasks_of
 from clsearch.methods.base import ChainState
+from clsearch.mlflow_places import put_right
 from clsearch.outbox import Entry, Ledger
 from clsearch.records import (
     LayerPruning,
@@ -226,7 +229,7 @@ class Target:
 
     def __init__(self, name: str, valid: bytes, read: Reader) -> None:
         self.name, self.valid, self.read = name, valid, read
-        self.is_text = not name.endswith(("safetensors", "pt2", "parquet", "ledger"))
+        self.is_text = not name.endswith(("safetensors", "pt2", "parquet", "ledger", "db"))
 
 
 def targets(folder: Path) -> list[Target]:
@@ -273,6 +276,8 @@ def targets(folder: Path) -> list[Target]:
     entry = folder / "outbox" / "00000001-trial-x.json"
     config, configured = folder / "config.yaml", yaml.safe_dump(CONFIG).encode()
     archive, whole = folder / "model.pt2", _archive()
+    places = _database(folder / "mlflow.db")
+    uri = f"sqlite:///{places}"
     load = file(archive, lambda: Program().load(archive))
 
     def part(ending: str) -> Target:
@@ -299,6 +304,9 @@ def targets(folder: Path) -> list[Target]:
         Target("trials.parquet", trials.read_bytes(), file(trials, lambda: read_table(trials))),
         Target("ledger", b"trial-x\ncommitted-y\n", file(ledger, lambda: Ledger(ledger))),
         Target("outbox", b'{"kind": "trial", "body": {}}', file(entry, Entry(entry).read)),
+        Target(
+            "mlflow.db", places.read_bytes(), file(places, lambda: put_right(uri, "file:///x", "e"))
+        ),
         Target("model.pt2", whole, load),
         *map(part, PARTS),
     ]  # fmt: skip
@@ -309,6 +317,27 @@ PARTS = (
     "data/constants/model_constants_config.json",
 )  # fmt: skip
 """Of an exported program: its graph, and which tensors it holds."""
+
+
+TABLES = (
+    "experiments (experiment_id integer primary key, name text, artifact_location text)",
+    "runs (run_uuid text primary key, experiment_id integer, artifact_uri text)",
+    "logged_models (model_id text primary key, experiment_id integer, artifact_location text)",
+    "model_versions (run_id text, source text, storage_location text)",
+)
+"""What of MLflow's database is read from a folder that may be another's."""
+
+
+def _database(path: Path) -> Path:
+    """A database with an experiment `e` of one run and one model, kept elsewhere."""
+    run, model = "a" * 32, "m-" + "b" * 32
+    place = f"file:///away/models/{model}/artifacts"
+    rows = (1, "e", "file:///away"), (run, 1, "file:///away/x"), (model, 1, place), (run, place, "")
+    with contextlib.closing(sqlite3.connect(path)) as opened, opened:
+        for table, row in zip(TABLES, rows, strict=True):
+            opened.execute(f"create table {table}")
+            opened.execute(f"insert into {table.split()[0]} values (?, ?, ?)", row)
+    return path
 
 
 class _Least(torch.nn.Module):

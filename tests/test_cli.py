@@ -234,10 +234,17 @@ def test_a_folder_that_holds_no_run(
     assert [p.name for p in tmp_path.rglob("*")] == ["empty"]
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:0", "127.0.0.1:port"])
-def test_an_address_that_is_none(call: Any, tmp_path: Path, address: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        *((a, "HOST:PORT") for a in ("nonsense", "h:0", "h:port", "h:99999", ":6379", "h:6379:1")),
+        ("http://127.0.0.1:8265", "clsearch launch"),
+    ],
+)
+def test_an_address_that_is_none(call: Any, tmp_path: Path, address: str, words: str) -> None:
     config = write_config(tmp_path / "c.yaml")
-    refused(call("run", config, "--out", tmp_path / "a" / "b", "--address", address), "--address")
+    ended = call("run", config, "--out", tmp_path / "a" / "b", "--address", address)
+    refused(ended, "--address", words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
 
 
@@ -274,8 +281,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A small search through the real command line; its folder and what it printed."""
     folder = tmp_path_factory.mktemp("search")
     config = write_config(folder / "small.yaml")
-    # Neither a cluster that is named here nor the width of this terminal is any of its business.
-    env = environment(RAY_ADDRESS="127.0.0.1:1", COLUMNS="80")
+    # None of its business: a cluster that is named here, the width of this terminal, a folder for
+    # the use that others make of Tune.
+    env = environment(RAY_ADDRESS="127.0.0.1:1", COLUMNS="80", TUNE_RESULT_DIR="/nowhere")
     done = clsearch("run", config, "--out", folder / "out", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

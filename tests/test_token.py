@@ -114,6 +114,7 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
     from clsearch.config import ResourcesConfig
     from clsearch.search.ray_backend import RaySearcher
 
+    before = set(Path("/tmp").glob(f"{local.FOLDER}{os.getpid()}-*"))
     for _ in range(2):
         searcher = RaySearcher(ResourcesConfig(workers=1, device="cpu"))
         try:
@@ -144,6 +145,8 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
             assert stranger.stdout == "AuthenticationError\n"
         finally:
             searcher.close()
+        # Neither its own folder is left nor one of the other that Ray makes anew.
+        assert set(Path("/tmp").glob(f"{local.FOLDER}{os.getpid()}-*")) == before
 
 
 OPEN = """

@@ -16,7 +16,7 @@ import pytest
 from clsearch.config import ResourcesConfig
 from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
 from clsearch.records import Chain, TrialRecord
-from clsearch.search import local, tune_run
+from clsearch.search import tune_run
 from clsearch.search._ray import tune
 from clsearch.search.ray_backend import RaySearcher
 from clsearch.search.tune_run import ROUNDS, TuneRun, Work
@@ -120,14 +120,39 @@ def test_tune_keeps_no_trial_that_is_over(monkeypatch: pytest.MonkeyPatch) -> No
         events = [run.wait() for _ in keys]
         lost = [event.job.keys[0] for event in events if isinstance(event, Ended) and event.lost]
         assert lost == [key for key in keys if key == "bad"]
-        return sum(path.is_dir() for path in ours.rglob("*"))
+        return sum(path.is_dir() for path in Path(searcher._folder).rglob("*"))
 
     try:
-        (ours,) = Path("/tmp").glob(f"{local.FOLDER}{os.getpid()}-*/{local.RAY}")
         first = folders_after("a", "b")
         assert folders_after("bad", *map(str, range(30))) < first + 10
         gc.collect()
         assert sum(isinstance(one, Trial) for one in gc.get_objects()) < 5
+    finally:
+        run.end()
+        searcher.close()
+
+
+@pytest.mark.slow
+def test_no_secret_of_the_environment_is_in_a_file_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of this host has it: from Ray's processes, which have it from this one."""
+    secret = "s3cr3t" * 6
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+
+    def trains(setting: dict[str, Any]) -> None:
+        assert os.environ["AWS_SECRET_ACCESS_KEY"] == "s3cr3t" * 6
+        tune.report({"loss": 0.5})
+
+    searcher = RaySearcher(ResourcesConfig(workers=1))
+    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
+    run = TuneRun(trainable, 1)
+    try:
+        run.submit([pack(1, "a")])
+        event = run.wait()
+        assert isinstance(event, Ended)
+        assert event.lost == ""
+        files = [path for path in Path(searcher._folder).rglob("*") if path.is_file()]
+        assert any(path.name == "runtime_env_agent.log" for path in files)
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
     finally:
         run.end()
         searcher.close()

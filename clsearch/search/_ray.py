@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clsearch.redaction import secret_name
 from clsearch.search import local
 
 for _name, _value in {
@@ -24,6 +25,8 @@ for _name, _value in {
 }.items():
     os.environ.setdefault(_name, _value)
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # else a worker is in a folder that is deleted
+for _name in ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR"):
+    os.environ.pop(_name, None)  # gone from Tune, which raises where they are set
 
 import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
@@ -44,11 +47,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Tune, imported when it is first asked for: a job is followed without it."""
+    """Tune, imported when it is first asked for: a job is followed without it.
+
+    It would send secrets of the environment to its workers, and Ray write them into a log of every
+    host. Those of a store are a host's own.
+    """
     if name != "tune":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ray import tune
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
+    ENV_VARS_TO_PROPAGATE.difference_update(set(filter(secret_name, ENV_VARS_TO_PROPAGATE)))
     return tune
 
 

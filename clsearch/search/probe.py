@@ -5,38 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from queue import Empty, SimpleQueue
+from collections.abc import Iterator
 
 from clsearch.search import local
 from clsearch.search._ray import authenticated, ray, raylet, services
-
-TIMEOUT = 5.0
-"""Seconds to wait for an answer."""
-
-HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How an HTTP/2 client begins: the preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
-
-
-def within(seconds: float, act: Callable[[], None]) -> None:
-    """Does something that has its own limits for every step, or raises `TimeoutError`."""
-    ended: SimpleQueue[Exception | None] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            act()
-            ended.put(None)
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            ended.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        error = ended.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
+from clsearch.search.reach import TIMEOUT, answers, within
 
 
 def find(address: str) -> str:
@@ -44,7 +17,7 @@ def find(address: str) -> str:
     `ValueError`."""
     if address == "auto":
         address = str(services.canonicalize_bootstrap_address_or_die(address))
-    within(TIMEOUT, lambda: probe(address))
+    within(TIMEOUT, lambda: answers(address))
     return address
 
 
@@ -85,21 +58,3 @@ def is_here(address: str) -> bool:
             own.bind(place)  # only an address of this machine can be
             return True
     return False
-
-
-def probe(address: str) -> None:
-    """Raises `OSError` or `ValueError` unless something that speaks gRPC answers.
-
-    Left to itself, Ray waits 40 seconds for a port that does not, and minutes for a host.
-    """
-    host, _, port = address.rpartition(":")
-    with socket.create_connection((host, int(port)), TIMEOUT) as connection:
-        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-            return
-        connection.settimeout(TIMEOUT)
-        connection.sendall(HELLO)
-        answer = b""
-        while len(answer) < 4 and (part := connection.recv(9)):
-            answer += part
-    if answer[3:4] != b"\x04":  # the type of a SETTINGS frame, with which a server begins
-        raise OSError("what listens there does not speak gRPC")

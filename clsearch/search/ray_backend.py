@@ -27,6 +27,7 @@ from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import Node, authenticated, ray, ray_constants, services, tune
 from clsearch.search.probe import asks_for_token, find
+from clsearch.search.reach import ALLOWED
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
 from clsearch.search.tune_run import TuneRun, Work
@@ -80,7 +81,7 @@ class RaySearcher:
                     log_to_driver=False,
                     logging_level=logging.CRITICAL,
                     configure_logging=True,
-                    _system_config=_UNTOLD,
+                    _system_config=dict(_UNTOLD),  # Ray writes into it
                     _temp_dir=f"{self._folder}/{local.RAY}",
                 )
         except Exception as error:  # Ray raises a bare one where the machine is too busy
@@ -186,7 +187,6 @@ def _join(address: str) -> None:
     """Connects to a running cluster. Raises `InputError` where none answers, within seconds, and
     for a cluster without a token, which is not told ours, unless the user said that it may be one.
     """
-    allowed = "auto, or HOST:PORT of a running Ray cluster"
     try:
         token, found = local.cluster_token(address), find(address)
         if not local.open_cluster() and not asks_for_token(found):
@@ -196,7 +196,7 @@ def _join(address: str) -> None:
             ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
-        raise InputError("address", address, allowed, f"The reason: {said}") from error
+        raise InputError("address", address, ALLOWED, f"The reason: {said}") from error
 
 
 _WRITING = threading.Lock()

@@ -18,7 +18,8 @@ from clsearch.errors import ClsearchError, InputError
 from clsearch.redaction import holds_secret
 from clsearch.search import local
 from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet
-from clsearch.search.probe import TIMEOUT, asks_for_token, find, is_here, stderr_closed, within
+from clsearch.search.probe import asks_for_token, find, is_here, stderr_closed
+from clsearch.search.reach import TIMEOUT, within
 
 T = TypeVar("T")
 
