@@ -21,7 +21,7 @@ from typing import Any
 
 from clsearch.audit import Points, word
 from clsearch.errors import DamagedError
-from clsearch.files import ENTRY
+from clsearch.files import ENTRY, replaced
 from clsearch.mlflow_places import model_place, put_right, run_place
 
 MOST_METRICS, MOST_OTHERS = 800, 100
@@ -96,6 +96,7 @@ class SearchRuns:
 
     def __init__(self, uri: str, artifacts: str | None, name: str, digest: str) -> None:
         if artifacts is not None:
+            _make(Path(uri.removeprefix("sqlite:///")))
             put_right(uri, artifacts, name)
         self.client, self.artifacts = _connect(uri), artifacts
         self.name, self.digest = name, digest
@@ -341,8 +342,27 @@ def _copy(place: str, folder: Path, name: str | None) -> None:
     get_artifact_repository(place).log_artifacts(str(folder), name)
 
 
+def _make(database: Path) -> None:
+    """Makes an output folder's database where there is none, beside its place first: MLflow makes
+    the tables in many steps, and can use none that was killed on the way."""
+    from mlflow.store.db import utils
+
+    if database.exists():
+        return
+    for left in database.parent.glob(f".{database.name}.*"):
+        left.unlink()
+    with replaced(database) as stream:
+        engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{stream.name}")
+        try:
+            utils._initialize_tables(engine)  # as `mlflow db upgrade` does
+        finally:
+            engine.dispose()
+        for ending in ("-journal", "-wal"):  # of another that was deleted
+            Path(f"{database}{ending}").unlink(missing_ok=True)
+
+
 def _connect(uri: str) -> Any:
-    """The MLflow client; creates the database if it does not exist yet."""
+    """The MLflow client; creates the database of another place if it does not exist yet."""
     from mlflow import MlflowClient
 
     # A busy database is tried again: its traceback does not belong on the terminal.

@@ -124,6 +124,12 @@ def begun(ground: Ground, *options: object, env: Mapping[str, str] | None = None
     return ground.start("run", ground.config, "--out", ground.out, *options, env=env)
 
 
+def taken(ground: Ground) -> None:
+    """MLflow takes what waits when the search goes on."""
+    said = ground.resume()
+    assert TAKEN not in said, said
+
+
 def delivering(ground: Ground, server: Mlflow) -> tuple[Driver, Mapping[str, Finished]]:
     """A search that has delivered two trials to a server; what is finished then."""
     driver = begun(ground, "--tracking-uri", server.uri)
@@ -139,7 +145,7 @@ def mlflow_killed(ground: Ground) -> Damage:
         ended_well(driver)
         assert TAKEN in driver.stdout
         server.start()
-        assert TAKEN not in ground.resume()
+        taken(ground)
         server.once(ground)
     return ground.damage(1, before)
 
@@ -156,7 +162,7 @@ def mlflow_hung_at_ctrl_c(ground: Ground) -> Damage:
         assert driver.wait(60) == 130, driver.stderr
         assert time.monotonic() - began < 45
         server.send(signal.SIGCONT)
-        assert TAKEN not in ground.resume()
+        taken(ground)
         server.once(ground)
     return ground.damage(1, before)
 
@@ -173,7 +179,7 @@ def mlflow_hung(ground: Ground) -> Damage:
         assert time.monotonic() - began < CLOSE + 45
         assert TAKEN in driver.stdout
         server.send(signal.SIGCONT)
-        assert TAKEN not in ground.resume()
+        taken(ground)
         server.once(ground)
     return ground.damage(1, before)
 
@@ -197,7 +203,7 @@ def deliverer_killed(ground: Ground) -> Damage:
             process.kill()
             killed, before = killed + 1, before or ground.finished()
     ended_well(driver)
-    assert TAKEN not in ground.resume()
+    taken(ground)
     once(ground, ground.out / "mlflow.db", ground.out / "artifacts")
     return ground.damage(killed, before)
 
@@ -217,7 +223,7 @@ def mlflow_full(ground: Ground) -> Damage:
         ended_well(driver)
         assert TAKEN in driver.stdout
         filler.unlink()
-        assert TAKEN not in ground.resume()
+        taken(ground)
         server.once(ground)
     return ground.damage(1, before)
 
@@ -236,7 +242,7 @@ def audit_full(ground: Ground) -> Damage:
         assert driver.stderr.splitlines()[-1] == said
         assert "Traceback" not in driver.stderr
         filler.unlink()
-        assert TAKEN not in ground.resume()
+        taken(ground)
         assert not (ground.out / "checkpoints" / "trials").exists()
         once(ground, ground.out / "mlflow.db", ground.out / "artifacts")
         return ground.damage(1, before, after=finished(store))
