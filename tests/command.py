@@ -85,7 +85,7 @@ class Driver:
 
         Not `agents`: without Ray's two, which may end a minute after all others.
         """
-        watched = [p for p in self.family if agents or not _is_agent(p)]
+        watched = [p for p in self.family if agents or not is_agent(p)]
         _, alive = psutil.wait_procs(watched, timeout=seconds)
         return [f"{p.pid} {p.name()}" for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
@@ -100,7 +100,7 @@ class Driver:
         self.process.wait(30)
 
 
-def _is_agent(process: psutil.Process) -> bool:
+def is_agent(process: psutil.Process) -> bool:
     """Whether it is one of Ray's two agents: by its title, or by its script as long as it starts,
     which the raylet has within an argument."""
     try:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command import Driver, clsearch, environment, write_config
+import psutil
+from command import Driver, clsearch, environment, is_agent, write_config
 from pyarrow import fs
 
 from clsearch.store import MANIFEST, Store
@@ -267,12 +268,28 @@ class Ground:
         """How many times a trial was begun that had been begun before."""
         return sum(count - 1 for count in self.begun().values())
 
+    def left(self) -> list[str]:
+        """Processes of its searches that are still there, after a minute at most. Ray's two agents
+        may be longer."""
+        folders = {str(one.folder / "injection") for one in (self, *self._others)}
+        found = [process for process in psutil.process_iter() if _environment(process) in folders]
+        _, alive = psutil.wait_procs([p for p in found if not is_agent(p)], timeout=60)
+        return [str(process) for process in alive]
+
     def end(self) -> None:
         """Ends what is left of all drivers, whatever happened."""
         for driver in self.drivers:
             driver.end()
         for other in self._others:
             other.end()
+
+
+def _environment(process: psutil.Process) -> str:
+    """The folder that a process notes its trials in, where it is told one."""
+    try:
+        return str(process.environ().get("CLSEARCH_INJECTION", ""))
+    except psutil.Error:
+        return ""
 
 
 @dataclass(frozen=True)
@@ -311,9 +328,10 @@ def faults_config(folder: Path, **sections: Any) -> Path:
 
 @contextmanager
 def ground(reference: Reference, folder: Path, times: int) -> Iterator[Ground]:
-    """The ground of one fault; nothing is at work on it afterwards."""
+    """The ground of one fault; nothing is at work on it afterwards, if all is well by itself."""
     made = Ground(reference, folder, times)
     try:
         yield made
+        assert made.left() == []
     finally:
         made.end()

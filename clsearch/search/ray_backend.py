@@ -237,10 +237,11 @@ def _train(
 
     from clsearch.jobs import run_job
     from clsearch.store import read_commit
-    from clsearch.training.worker import prepare_worker
+    from clsearch.training.worker import end_with_python, prepare_worker
     from clsearch.trial import out_of_memory
 
     prepare_worker()
+    end_with_python()
     _close_journal_at_exit()
     store = _WorkerStore(store.root)
     work: Work = setting["work"]

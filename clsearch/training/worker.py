@@ -25,3 +25,15 @@ def prepare_worker() -> None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@cache
+def end_with_python() -> None:
+    """Ends this process as soon as Python has ended in it, with its exit code.
+
+    What libraries do later, in handlers of C, is of no use any more. Ray's takes itself down there,
+    and now and then waits for itself: the process would stay for good, with all of its memory.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "on_exit"):  # glibc's; the last one that is told is the first that is called
+        libc.on_exit(libc._exit, None)
