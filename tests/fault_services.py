@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -186,22 +187,25 @@ def mlflow_hung(ground: Ground) -> Damage:
 
 @fault("SIGKILL of the process that delivers to MLflow", short=2, full=10, long=True)
 def deliverer_killed(ground: Ground) -> Damage:
-    """At random moments of its life, most of them in the middle of an entry."""
+    """At random moments of its life. What has been delivered meanwhile is delivered once more, to
+    a new database."""
     seed = random.randrange(1 << 30)
     print(f"moments of its deaths from seed {seed}", file=sys.stderr, flush=True)
     moments, killed, before = random.Random(seed), 0, dict[str, Finished]()
     driver = ground.start()
     while killed < ground.times:
-        end = time.monotonic() + moments.uniform(1, 4)
-        while time.monotonic() < end and driver.process.poll() is None:
-            driver.descendants()
-            time.sleep(0.05)
         if driver.process.poll() is not None:
             ended_well(driver)
+            if not list((ground.out / "outbox").glob("*.json")):
+                (ground.out / "mlflow.db").unlink()
+                shutil.rmtree(ground.out / "artifacts")
             driver = ground.start("resume", ground.out)
         for process in filter(_delivers, driver.descendants()):
-            process.kill()
-            killed, before = killed + 1, before or ground.finished()
+            time.sleep(moments.uniform(0, 4))
+            if _delivers(process):
+                process.kill()
+                killed, before = killed + 1, before or ground.finished()
+        time.sleep(0.05)
     ended_well(driver)
     taken(ground)
     once(ground, ground.out / "mlflow.db", ground.out / "artifacts")
