@@ -37,8 +37,8 @@ class Quantity:
 
 
 RECORD = 1.2 / 1024
-"""MiB of the driver a trial: its keys, by which nothing is sent to MLflow twice, and its rows of
-the tables and of the selection, compressed."""
+"""MiB of the driver a trial, an allowance: for its keys, by which nothing is sent to MLflow twice,
+and its rows of the tables and of the selection, compressed, whose size is not measured here."""
 
 WHOLE = 0.02
 """Processes, threads or descriptors a task: one more in all over fifty tasks. A leak in every task

@@ -199,7 +199,8 @@ class ResourcesConfig(Strict):
     storage: str | None = Field(
         None,
         description="Where journal and checkpoints are kept, as `s3://BUCKET/PATH`, `gs://…` or"
-        " `file:///PATH`; default the output folder. Every worker has to reach it.",
+        " `file:///PATH`; default the output folder. Every worker has to reach it, with credentials"
+        " of its host.",
     )
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ class DepletedError(ClsearchError):
 
 
 class UndeliveredError(Exception):
-    """What another process said when it could not deliver an entry for MLflow. `refused`: for a
+    """Why an entry for MLflow was not delivered by another process. `refused`: for a
     reason of the entry's own, which another attempt cannot change."""
 
     def __init__(self, said: str, refused: bool) -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ ABOUT = "search.json"
 _NAMES = ("clsearch", "torch", "ray", "mlflow", "numpy")
 LOCK = ".lock"
 """The file that a driver holds locked in its output folder; it says in a line who that is."""
-ENTRY = "clsearch-entry-"
-"""What temporary folders of what MLflow is told begin with; the number of their process is next."""
+ENTRY = f"clsearch-entry-{platform.node()}-"
+"""What temporary folders of what MLflow is told begin with: their host, which may share the place
+with others; the number of their process is next."""
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
 
@@ -34,6 +36,11 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Replaces a file in one step, like `replaced`."""
     with replaced(path) as stream:
         stream.write(data.encode() if isinstance(data, str) else data)
+
+
+def entry_folder() -> tempfile.TemporaryDirectory[str]:
+    """A temporary folder for the files of what MLflow is told."""
+    return tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-")
 
 
 @contextlib.contextmanager

@@ -112,7 +112,7 @@ def _ends_with(file: Path, what: bytes) -> bool:
     try:
         with file.open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - len(what)))
-            return stream.read() == what
+            return stream.read().endswith(what)
     except FileNotFoundError:
         return False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,10 +19,11 @@ ID = re.compile(r"(m-)?[0-9a-f]{32}")
 MODEL = re.compile(r"file:.*/models/(m-[0-9a-f]{32})/artifacts")
 LEFT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a database without these tables, and of a damaged one."""
+TABLES = ("experiments", "runs", "logged_models", "model_versions")
+FOREIGN = f"""select 1 from sqlite_master
+    where type = 'view' or type = 'trigger' and lower(tbl_name) in {TABLES}"""
 BUSY = 30.0
 """Seconds that another process may hold the database."""
-LONGEST = 60.0
-"""Seconds that all may take: a view in place of a table can have rows without end."""
 
 Change = tuple[str, tuple[object, ...]]
 """A statement and its values."""
@@ -49,31 +49,31 @@ def _checked(name: object) -> str:
 def put_right(uri: str, root: str, experiment: str) -> None:
     """Has the addresses of an experiment, its runs and its models begin with `root`, in the
     database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty
-    or damaged: MLflow says why. Raises `StoreError` for one that is busy, cannot be written, or
-    takes too long."""
+    or damaged, of which MLflow says why, or has what MLflow does not make: views, whose rows may
+    have no end, and triggers on these tables. Raises `StoreError` for one that is busy or cannot be
+    written."""
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.is_file():
         return
-    end = time.monotonic() + LONGEST
     try:
         with contextlib.closing(sqlite3.connect(database, BUSY)) as opened, opened:
-            opened.set_progress_handler(lambda: time.monotonic() > end, 100_000)
+            if opened.execute(FOREIGN).fetchone():
+                return
             for statement, values in list(_changes(opened, root, experiment)):
                 opened.execute(statement, values)
     except UnicodeDecodeError:
         pass  # what SQLite says of the damage quotes it
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.DatabaseError as error:
         # Text that is none has no code: Python says that, not SQLite.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code not in LEFT:
-            late = code == sqlite3.SQLITE_INTERRUPT
-            reason = f"it takes over {LONGEST:g} s" if late else error
-            raise StoreError(f"{database} cannot be put right: {reason}") from error
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in LEFT:
+            raise StoreError(f"{database} cannot be put right: {error}") from error
 
 
 def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator[Change]:
-    """What differs. Of a version that a user made of another, which names that one as its source,
-    only the place of its files is one of MLflow's layout."""
+    """What differs. A model version of ours gets source and place; one that a user made of it has
+    the version as its source, and gets the place alone."""
     named = "select experiment_id, artifact_location from experiments where name = ?"
     for number, place in opened.execute(named, [experiment]).fetchall():
         if place != root:
@@ -86,20 +86,20 @@ def _changes(opened: sqlite3.Connection, root: str, experiment: str) -> Iterator
             query = f"select {key}, {column} from {table} where experiment_id = ?"
             change = f"update {table} set {column} = ? where {key} = ?"
             for name, now in opened.execute(query, [number]):
-                if _is(ID, name) and now != place_of(root, name):
+                if _match(ID, name) and now != place_of(root, name):
                     yield change, (place_of(root, name), name)
         query = """select v.rowid, v.source, v.storage_location from model_versions v
             join runs r on v.run_id = r.run_uuid where r.experiment_id = ?"""
         change = "update model_versions set source = ?, storage_location = ? where rowid = ?"
         for row, source, stored in opened.execute(query, [number]):
-            model = _is(MODEL, source) or _is(MODEL, stored)
-            if model:
+            ours = _match(MODEL, source)
+            if model := ours or _match(MODEL, stored):
                 right = model_place(root, model[1])
-                said = right if _is(MODEL, source) else source
+                said = right if ours else source
                 if (source, stored) != (said, right):
                     yield change, (said, right, row)
 
 
-def _is(pattern: re.Pattern[str], value: object) -> re.Match[str] | None:
-    """A value of a database can be anything, whatever its column."""
+def _match(pattern: re.Pattern[str], value: object) -> re.Match[str] | None:
+    """How a pattern matches the whole of a value, which can be anything, whatever its column."""
     return pattern.fullmatch(value) if isinstance(value, str) else None

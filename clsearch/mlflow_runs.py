@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -21,7 +19,7 @@ from typing import Any
 
 from clsearch.audit import Points, word
 from clsearch.errors import DamagedError
-from clsearch.files import ENTRY, replaced
+from clsearch.files import entry_folder, replaced
 from clsearch.mlflow_places import model_place, put_right, run_place
 
 MOST_METRICS, MOST_OTHERS = 800, 100
@@ -215,7 +213,7 @@ class SearchRuns:
 
     def text(self, run: Run, value: object, name: str) -> None:
         """Logs a value as a JSON file."""
-        with tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-") as folder:
+        with entry_folder() as folder:
             Path(folder, name).write_text(json.dumps(value, indent=2, allow_nan=False))
             self.files(run, Path(folder))
 

@@ -17,7 +17,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections import deque
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError, UndeliveredError
-from clsearch.files import ENTRY, atomic_write, half_written, parse
+from clsearch.files import atomic_write, entry_folder, half_written, parse
 from clsearch.records import digest
 from clsearch.redaction import redacted, secret_name
 
@@ -297,7 +296,7 @@ class Courier:
         if identity in self._sent:
             return
         try:
-            with tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-") as folder:
+            with entry_folder() as folder:
                 sources = files(Path(folder)) if files else {}
                 self._outbox.append(identity, {**plain, "time": time.time()}, sources)
         except OSError as error:  # of the disk for temporary files
@@ -379,7 +378,8 @@ class Courier:
                 self._ledger.add(entry.identity)
             self._outbox.remove(entry)
         except Exception as error:  # noqa: BLE001 - whatever a client raises, the thread goes on
-            self.problem = describe(error)
+            if not self._stop.is_set():  # else it is that all is over
+                self.problem = describe(error)
             return error
         self.problem = ""
         return None

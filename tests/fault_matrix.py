@@ -272,9 +272,9 @@ class Ground:
         """Processes of its searches that are still there, after a minute at most. Ray's two agents
         may be longer."""
         folders = {str(one.folder / "injection") for one in (self, *self._others)}
-        found = [process for process in psutil.process_iter() if _environment(process) in folders]
+        found = [process for process in psutil.process_iter() if _notes(process) in folders]
         _, alive = psutil.wait_procs([p for p in found if not is_agent(p)], timeout=60)
-        return [str(process) for process in alive]
+        return [str(p) for p in alive if p.status() != psutil.STATUS_ZOMBIE]
 
     def end(self) -> None:
         """Ends what is left of all drivers, whatever happened."""
@@ -284,7 +284,7 @@ class Ground:
             other.end()
 
 
-def _environment(process: psutil.Process) -> str:
+def _notes(process: psutil.Process) -> str:
     """The folder that a process notes its trials in, where it is told one."""
     try:
         return str(process.environ().get("CLSEARCH_INJECTION", ""))
@@ -328,7 +328,8 @@ def faults_config(folder: Path, **sections: Any) -> Path:
 
 @contextmanager
 def ground(reference: Reference, folder: Path, times: int) -> Iterator[Ground]:
-    """The ground of one fault; nothing is at work on it afterwards, if all is well by itself."""
+    """The ground of one fault. Raises `AssertionError` where a process of its searches does not end
+    by itself, and ends what is left of the drivers, whatever happened."""
     made = Ground(reference, folder, times)
     try:
         yield made

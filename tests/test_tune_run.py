@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 import signal
 import threading
 import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clsearch.config import ResourcesConfig
+from clsearch.files import sha256_of
 from clsearch.protocols import ConsolidateJob, Ended, Job, Shown
 from clsearch.records import Chain, TrialRecord
-from clsearch.search import tune_run
+from clsearch.search import local, tune_run
 from clsearch.search._ray import tune
 from clsearch.search.ray_backend import RaySearcher
 from clsearch.search.tune_run import ROUNDS, TuneRun, Work
@@ -29,6 +33,27 @@ def run() -> TuneRun:
     made.thread = threading.Thread(target=lambda: None)
     made.thread.start()
     return made
+
+
+@contextlib.contextmanager
+def at_work(trains: Callable[[dict[str, Any]], None], workers: int) -> Iterator[TuneRun]:
+    """A run on a local Ray."""
+    searcher = RaySearcher(ResourcesConfig(workers=workers))
+    try:
+        bundles = tune.PlacementGroupFactory([{"CPU": 1}])
+        run = TuneRun(tune.with_resources(trains, bundles), workers)
+        try:
+            yield run
+        finally:
+            run.end()
+    finally:
+        searcher.close()
+
+
+def ours() -> list[Path]:
+    """What lies in Ray's and Tune's folders of this process."""
+    folders = Path("/tmp").glob(f"{local.FOLDER}{os.getpid()}-*")
+    return [path for folder in folders for path in folder.rglob("*")]
 
 
 def pack(task: int, *keys: str) -> Work:
@@ -111,51 +136,43 @@ def test_tune_keeps_no_trial_that_is_over(monkeypatch: pytest.MonkeyPatch) -> No
             raise RuntimeError("this one fails")
         tune.report({"loss": 0.5})
 
-    searcher = RaySearcher(ResourcesConfig(workers=2))
-    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
-    run = TuneRun(trainable, 2)
+    with at_work(trains, 2) as run:
 
-    def folders_after(*keys: str) -> int:
-        run.submit([pack(1, key) for key in keys])
-        events = [run.wait() for _ in keys]
-        lost = [event.job.keys[0] for event in events if isinstance(event, Ended) and event.lost]
-        assert lost == [key for key in keys if key == "bad"]
-        return sum(path.is_dir() for path in Path(searcher._folder).rglob("*"))
+        def folders_after(*keys: str) -> int:
+            run.submit([pack(1, key) for key in keys])
+            events = [run.wait() for _ in keys]
+            lost = [e.job.keys[0] for e in events if isinstance(e, Ended) and e.lost]
+            assert lost == [key for key in keys if key == "bad"]
+            return sum(path.is_dir() for path in ours())
 
-    try:
         first = folders_after("a", "b")
         assert folders_after("bad", *map(str, range(30))) < first + 10
         gc.collect()
         assert sum(isinstance(one, Trial) for one in gc.get_objects()) < 5
-    finally:
-        run.end()
-        searcher.close()
 
 
 @pytest.mark.slow
 def test_no_secret_of_the_environment_is_in_a_file_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of this host has it: from Ray's processes, which have it from this one."""
-    secret = "s3cr3t" * 6
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    secrets = {name: uuid.uuid4().hex for name in names}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    sums = {name: sha256_of(value.encode()) for name, value in secrets.items()}
 
     def trains(setting: dict[str, Any]) -> None:
-        assert os.environ["AWS_SECRET_ACCESS_KEY"] == "s3cr3t" * 6
+        assert {name: sha256_of(os.environ[name].encode()) for name in sums} == sums
         tune.report({"loss": 0.5})
 
-    searcher = RaySearcher(ResourcesConfig(workers=1))
-    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
-    run = TuneRun(trainable, 1)
-    try:
+    with at_work(trains, 1) as run:
         run.submit([pack(1, "a")])
         event = run.wait()
         assert isinstance(event, Ended)
         assert event.lost == ""
-        files = [path for path in Path(searcher._folder).rglob("*") if path.is_file()]
+        files = [path for path in ours() if path.is_file()]
         assert any(path.name == "runtime_env_agent.log" for path in files)
-        assert [path for path in files if secret.encode() in path.read_bytes()] == []
-    finally:
-        run.end()
-        searcher.close()
+        content = b"".join(path.read_bytes() for path in files)
+        assert [name for name, value in secrets.items() if value.encode() in content] == []
 
 
 @pytest.mark.slow
@@ -174,28 +191,22 @@ def test_workers_are_kept_while_there_is_nothing_to_do_and_a_job_outlives_dead_o
         record = TrialRecord(key, "ewc", 0, 1, {}, "COMPLETE", host=str(os.getpid()))
         tune.report({"record": json.dumps(record.to_json())})
 
-    searcher = RaySearcher(ResourcesConfig(workers=workers))
-    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
-    run = TuneRun(trainable, workers)
+    with at_work(trains, workers) as run:
 
-    def at_work(*keys: str) -> set[int]:
-        """The processes that trained these, each in a job of its own."""
-        run.submit([pack(1, key) for key in keys])
-        events = [run.wait() for _ in range(2 * len(keys))]
-        assert [e.lost for e in events if isinstance(e, Ended)] == [""] * len(keys)
-        time.sleep(1)  # turns of Tune's loop with nothing to do
-        return {int(e.host) for e in events if isinstance(e, TrialRecord)}
+        def trained_by(*keys: str) -> set[int]:
+            """The processes that trained these, each in a job of its own."""
+            run.submit([pack(1, key) for key in keys])
+            events = [run.wait() for _ in range(2 * len(keys))]
+            assert [e.lost for e in events if isinstance(e, Ended)] == [""] * len(keys)
+            time.sleep(1)  # turns of Tune's loop with nothing to do
+            return {int(e.host) for e in events if isinstance(e, TrialRecord)}
 
-    try:
-        first = at_work("a", "b", "c", "d")
+        first = trained_by("a", "b", "c", "d")
         assert len(first) == workers
-        assert at_work("e", "f", "g", "h") == first
+        assert trained_by("e", "f", "g", "h") == first
         for number in first:
             os.kill(number, signal.SIGKILL)
-        assert not at_work("i") & first
-    finally:
-        run.end()
-        searcher.close()
+        assert not trained_by("i") & first
 
 
 @pytest.mark.slow
@@ -209,16 +220,13 @@ def test_a_worker_that_is_starting_is_not_ended_because_another_is_free(tmp_path
         record = TrialRecord(key, "ewc", 0, 1, {}, "COMPLETE", host=str(os.getpid()))
         tune.report({"record": json.dumps(record.to_json())})
 
-    searcher = RaySearcher(ResourcesConfig(workers=2))
-    trainable = tune.with_resources(trains, tune.PlacementGroupFactory([{"CPU": 1}]))
-    run = TuneRun(trainable, 2)
+    with at_work(trains, 2) as run:
 
-    def hosts(*keys: str) -> set[int]:
-        run.submit([pack(1, key) for key in keys])
-        events = [run.wait() for _ in range(2 * len(keys))]
-        return {int(e.host) for e in events if isinstance(e, TrialRecord)}
+        def hosts(*keys: str) -> set[int]:
+            run.submit([pack(1, key) for key in keys])
+            events = [run.wait() for _ in range(2 * len(keys))]
+            return {int(e.host) for e in events if isinstance(e, TrialRecord)}
 
-    try:
         first = hosts("a", "b")
         os.kill(first.pop(), signal.SIGKILL)
         hosts("h", "i")  # that one is dead is found when a job is handed to it
@@ -227,6 +235,3 @@ def test_a_worker_that_is_starting_is_not_ended_because_another_is_free(tmp_path
         assert second > first
         assert hosts("f", "g") <= second
         assert len(list(tmp_path.iterdir())) == 3
-    finally:
-        run.end()
-        searcher.close()

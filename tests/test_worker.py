@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
+
+import pytest
 
 ENDS = """
 import atexit, ctypes, sys
@@ -16,6 +19,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "on_exit"), reason="no handlers of glibc here")
 def test_it_ends_whatever_a_library_waits_for_at_exit() -> None:
     """`pause` waits for a signal, which nobody sends."""
     done = subprocess.run(

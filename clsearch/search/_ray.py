@@ -24,9 +24,6 @@ for _name, _value in {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
-os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # else a worker is in a folder that is deleted
-for _name in ("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR"):
-    os.environ.pop(_name, None)  # gone from Tune, which raises where they are set
 
 import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
@@ -43,22 +40,34 @@ __all__ = [
     "raylet",
     "scheduling_strategies",
     "services",
+    "tune_at_work",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Tune, imported when it is first asked for: a job is followed without it.
-
-    It would send secrets of the environment to its workers, and Ray write them into a log of every
-    host. Those of a store are a host's own.
-    """
+    """Tune, imported when it is first asked for: a job is followed without it."""
     if name != "tune":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ray import tune
-    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
-    ENV_VARS_TO_PROPAGATE.difference_update(set(filter(secret_name, ENV_VARS_TO_PROPAGATE)))
     return tune
+
+
+@contextlib.contextmanager
+def tune_at_work() -> Iterator[None]:
+    """Whatever the environment says, Tune runs, and leaves workers in the folder that they are in:
+    those of trials are deleted. It sends them no secrets of the environment, which Ray would write
+    into a log of every host: those of a store are a host's own."""
+    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE as SENT
+
+    secrets = set(filter(secret_name, SENT))
+    raises = dict.fromkeys(("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR"))
+    SENT.difference_update(secrets)
+    try:
+        with local.environment({"RAY_CHDIR_TO_TRIAL_DIR": "0", **raises}):
+            yield
+    finally:
+        SENT.update(secrets)
 
 
 @contextlib.contextmanager

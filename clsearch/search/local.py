@@ -35,8 +35,8 @@ def new_folder() -> str:
 
 def sweep() -> None:
     """Deletes the folders of runs that were killed."""
-    places = {Path("/tmp"), Path(tempfile.gettempdir())}
-    found = [(p, f) for place in places for p in (FOLDER, ENTRY) for f in place.glob(f"{p}*-*")]
+    places = (FOLDER, Path("/tmp")), (ENTRY, Path(tempfile.gettempdir()))
+    found = [(prefix, folder) for prefix, place in places for folder in place.glob(f"{prefix}*-*")]
     for prefix, folder in found:
         number = folder.name.removeprefix(prefix).partition("-")[0]
         with contextlib.suppress(OSError, ValueError, OverflowError):

@@ -272,3 +272,5 @@ def _train(
             raise  # a trial's own errors are in its record: this one is the worker's
         reason = redacted(f"{type(error).__name__}: {error}")
         tune.report({"failed": f"trial {job.keys[0]} cannot be consolidated: {reason}"})
+    finally:
+        shutil.rmtree(tune.get_context().get_trial_dir(), ignore_errors=True)  # on this host

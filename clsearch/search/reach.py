@@ -1,5 +1,5 @@
 """Whether anything that can be a cluster answers at an address: asked before Ray is imported, which
-takes seconds."""
+takes its time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def check_address(address: str) -> None:
     if address == "auto":
         return
     if "://" in address:
-        raise InputError("address", address, ALLOWED, DASHBOARD)
+        step = DASHBOARD if address.startswith("http") else ""
+        raise InputError("address", address, ALLOWED, step)
     try:
         within(TIMEOUT, lambda: answers(address))
     except OSError as error:

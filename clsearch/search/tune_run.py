@@ -18,7 +18,7 @@ from clsearch.protocols import Ended, Job
 from clsearch.records import TrialRecord
 from clsearch.redaction import redacted
 from clsearch.search import local
-from clsearch.search._ray import ray, tune
+from clsearch.search._ray import ray, tune, tune_at_work
 
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and how often it is given the pack.
@@ -151,7 +151,8 @@ class TuneRun:
     def _fit(self, trainable: Any) -> None:
         folder = local.new_folder()
         try:
-            self._tuner(trainable, folder).fit()
+            with tune_at_work():
+                self._tuner(trainable, folder).fit()
             raise ClsearchError("Ray Tune has ended by itself")
         except (_OverError, _AbortError):
             pass
@@ -236,15 +237,24 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Called at every step. None of its own choice: Tune starts those that wait in order."""
         controller = tune_controller._tune_controller
+        self._forget(controller)
+        self._let_start(controller)
+
+    def _forget(self, controller: Any) -> None:
+        """Trials that are over, with their folders on this host."""
         for trial in controller._stopped_trials | controller._failed_trials:
             controller._trials.remove(trial)
             for kept in ("_stopped_trials", "_failed_trials", "_trials_to_cache"):
                 getattr(controller, kept).discard(trial)
             for folder in (trial.local_path, trial.storage.trial_working_directory):
                 shutil.rmtree(folder, ignore_errors=True)  # nobody is in there: see `_ray`
+
+    def _let_start(self, controller: Any) -> None:
+        """Tune gives the place of a trial that waits for a worker to one that has its own, where it
+        finds that among those that wait; the worker that starts for the first is then ended."""
         actors, started = controller._trial_to_actor, controller._actor_manager.is_actor_started
         for pending in controller._resources_to_pending_trials.values():
-            pending -= {t for t in pending if t in actors and started(actors[t])}
+            pending.difference_update({t for t in pending if t in actors and started(actors[t])})
 
 
 class _Relay(tune.Callback):  # type: ignore[misc]

@@ -31,8 +31,8 @@ def prepare_worker() -> None:
 def end_with_python() -> None:
     """Ends this process as soon as Python has ended in it, with its exit code.
 
-    What libraries do later, in handlers of C, is of no use any more. Ray's takes itself down there,
-    and now and then waits for itself: the process would stay for good, with all of its memory.
+    What libraries do later, in handlers of C, is of no use any more. Workers of Ray 2.60 were found
+    waiting there for a lock of Ray's own, long after their search, with all of their memory.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):  # glibc's; the last one that is told is the first that is called
