@@ -25,9 +25,9 @@ ABOUT = "search.json"
 _NAMES = ("clsearch", "torch", "ray", "mlflow", "numpy")
 LOCK = ".lock"
 """The file that a driver holds locked in its output folder; it says in a line who that is."""
-ENTRY = f"clsearch-entry-{platform.node()}-"
-"""What temporary folders of what MLflow is told begin with: their host, which may share the place
-with others; the number of their process is next."""
+ENTRY = "clsearch-entry-"
+"""What temporary folders of what MLflow is told begin with; the number of their process is next,
+then its host, which may share the place with others."""
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
 
@@ -40,7 +40,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 def entry_folder() -> tempfile.TemporaryDirectory[str]:
     """A temporary folder for the files of what MLflow is told."""
-    return tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-")
+    return tempfile.TemporaryDirectory(prefix=f"{ENTRY}{os.getpid()}-{platform.node()}-")
 
 
 @contextlib.contextmanager

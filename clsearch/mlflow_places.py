@@ -21,7 +21,7 @@ LEFT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a database without these tables, and of a damaged one."""
 TABLES = ("experiments", "runs", "logged_models", "model_versions")
 FOREIGN = f"""select 1 from sqlite_master
-    where type = 'view' or type = 'trigger' and lower(tbl_name) in {TABLES}"""
+    where type in ('view', 'trigger') and lower(tbl_name) in {TABLES}"""
 BUSY = 30.0
 """Seconds that another process may hold the database."""
 
@@ -49,9 +49,9 @@ def _checked(name: object) -> str:
 def put_right(uri: str, root: str, experiment: str) -> None:
     """Has the addresses of an experiment, its runs and its models begin with `root`, in the
     database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty
-    or damaged, of which MLflow says why, or has what MLflow does not make: views, whose rows may
-    have no end, and triggers on these tables. Raises `StoreError` for one that is busy or cannot be
-    written."""
+    or damaged, of which MLflow says why, or has what MLflow does not make: views in place of
+    these tables, whose rows may have no end, and triggers on them. Raises `StoreError` for one that
+    is busy or cannot be written."""
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.is_file():
         return

@@ -348,7 +348,7 @@ def _make(database: Path) -> None:
     if database.exists():
         return
     for left in database.parent.glob(f".{database.name}.*"):
-        left.unlink()
+        left.unlink(missing_ok=True)
     with replaced(database) as stream:
         engine = utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{stream.name}")
         try:

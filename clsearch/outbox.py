@@ -378,8 +378,7 @@ class Courier:
                 self._ledger.add(entry.identity)
             self._outbox.remove(entry)
         except Exception as error:  # noqa: BLE001 - whatever a client raises, the thread goes on
-            if not self._stop.is_set():  # else it is that all is over
-                self.problem = describe(error)
+            self.problem = describe(error)
             return error
         self.problem = ""
         return None

@@ -193,10 +193,13 @@ def deliverer_killed(ground: Ground) -> Damage:
     print(f"moments of its deaths from seed {seed}", file=sys.stderr, flush=True)
     moments, killed, before = random.Random(seed), 0, dict[str, Finished]()
     driver = ground.start()
+    until = time.monotonic() + PATIENCE
     while killed < ground.times:
+        assert time.monotonic() < until
         if driver.process.poll() is not None:
             ended_well(driver)
             if not list((ground.out / "outbox").glob("*.json")):
+                once(ground, ground.out / "mlflow.db", ground.out / "artifacts")
                 (ground.out / "mlflow.db").unlink()
                 shutil.rmtree(ground.out / "artifacts")
             driver = ground.start("resume", ground.out)

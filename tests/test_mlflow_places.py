@@ -6,6 +6,8 @@ import contextlib
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,7 +132,7 @@ VALUES = ("x'ff'", "null", "7", "cast(x'ff' as text)")
     [
         (
             "alter table runs rename to theirs",
-            "create view runs as"
+            "create table runs as"
             " select {value} as run_uuid, experiment_id, artifact_uri from theirs",
         ),
         ("update model_versions set source = {value}, storage_location = {value}",),
@@ -296,11 +298,34 @@ def test_one_that_cannot_be_put_right_is_a_store_error_and_damage_is_left_to_mlf
     assert not (copy / "mlflow.db").exists()
 
 
+BOUNDED = """
+import resource, sys
+from clsearch.mlflow_places import put_right
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+put_right(sys.argv[1], "file:///x", "demo")
+"""
+
+
 def test_rows_without_end_are_not_read(tmp_path: Path) -> None:
+    """They would be more than fits into its memory."""
     count = "with recursive n(i) as (select 1 union all select i + 1 from n)"
     named = "select i as experiment_id, 'x' as artifact_location, 'demo' as name from n"
     change(tmp_path, f"create view experiments as {count} {named}")
-    put_right(f"sqlite:///{tmp_path / 'mlflow.db'}", "file:///x", "demo")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    subprocess.run([sys.executable, "-c", BOUNDED, uri], check=True, timeout=60)
+
+
+def test_no_trigger_is_set_off(copy: Path) -> None:
+    change(
+        copy,
+        "create table seen (x)",
+        "create trigger t after update on runs begin insert into seen values (1); end",
+        "update runs set artifact_uri = 'file:///away'",
+        "delete from seen",
+    )
+    look(copy)
+    with contextlib.closing(sqlite3.connect(copy / "mlflow.db")) as opened:
+        assert opened.execute("select count(*) from seen").fetchone() == (0,)
 
 
 def test_links_among_the_artifacts_are_refused(copy: Path) -> None:

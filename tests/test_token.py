@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -48,22 +49,22 @@ def test_folders_of_killed_runs_are_deleted_and_of_no_others(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
+    here = f"-{platform.node()}"
+    kinds = (local.FOLDER, ""), (ENTRY, here), (ENTRY, f"{here}-2"), ("clsearch-other-", here)
+    swept = (local.FOLDER, "", "/tmp"), (ENTRY, here, None)
     made = {
-        Path(tempfile.mkdtemp(prefix=f"{prefix}{number}-", dir=place)): number != gone.pid
+        Path(tempfile.mkdtemp(prefix=f"{prefix}{number}{host}-", dir=place)): (
+            number != gone.pid or (prefix, host, place) not in swept
+        )
         for place in ("/tmp", None)
-        for prefix in (local.FOLDER, ENTRY, "clsearch-other-")
+        for prefix, host in kinds
         for number in (gone.pid, os.getpid(), "x", 10**30)
     }
-    swept = (local.FOLDER, Path("/tmp")), (ENTRY, tmp_path)
     try:
         for folder in made:
             (folder / "model.pt2").touch()
         local.sweep()
-        left = {
-            f: stays or all(not f.name.startswith(p) or f.parent != place for p, place in swept)
-            for f, stays in made.items()
-        }
-        assert {folder: folder.exists() for folder in made} == left
+        assert {folder: folder.exists() for folder in made} == made
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from clsearch.redaction import secret_name
 from clsearch.search import local
 
 for _name, _value in {
@@ -40,7 +39,6 @@ __all__ = [
     "raylet",
     "scheduling_strategies",
     "services",
-    "tune_at_work",
 ]
 
 
@@ -51,23 +49,6 @@ def __getattr__(name: str) -> Any:
     from ray import tune
 
     return tune
-
-
-@contextlib.contextmanager
-def tune_at_work() -> Iterator[None]:
-    """Whatever the environment says, Tune runs, and leaves workers in the folder that they are in:
-    those of trials are deleted. It sends them no secrets of the environment, which Ray would write
-    into a log of every host: those of a store are a host's own."""
-    from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE as SENT
-
-    secrets = set(filter(secret_name, SENT))
-    raises = dict.fromkeys(("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR"))
-    SENT.difference_update(secrets)
-    try:
-        with local.environment({"RAY_CHDIR_TO_TRIAL_DIR": "0", **raises}):
-            yield
-    finally:
-        SENT.update(secrets)
 
 
 @contextlib.contextmanager

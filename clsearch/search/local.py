@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import secrets
 import shutil
 import signal
@@ -35,14 +37,16 @@ def new_folder() -> str:
 
 def sweep() -> None:
     """Deletes the folders of runs that were killed."""
-    places = (FOLDER, Path("/tmp")), (ENTRY, Path(tempfile.gettempdir()))
-    found = [(prefix, folder) for prefix, place in places for folder in place.glob(f"{prefix}*-*")]
-    for prefix, folder in found:
-        number = folder.name.removeprefix(prefix).partition("-")[0]
-        with contextlib.suppress(OSError, ValueError, OverflowError):
-            if folder.stat().st_uid == os.getuid():
+    host = re.escape(platform.node())
+    places = (FOLDER, "/tmp", ""), (ENTRY, tempfile.gettempdir(), f"{host}-")
+    for prefix, place, of in places:
+        for folder in Path(place).glob(f"{prefix}*"):
+            named = re.fullmatch(rf"{prefix}(\d+)-{of}[^-]+", folder.name)
+            with contextlib.suppress(OSError, OverflowError):
+                if named is None or folder.stat().st_uid != os.getuid():
+                    continue
                 try:
-                    os.kill(int(number), 0)
+                    os.kill(int(named[1]), 0)
                 except ProcessLookupError:
                     shutil.rmtree(folder, ignore_errors=True)
 

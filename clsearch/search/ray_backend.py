@@ -27,7 +27,7 @@ from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import Node, authenticated, ray, ray_constants, services, tune
 from clsearch.search.probe import asks_for_token, find
-from clsearch.search.reach import ALLOWED
+from clsearch.search.reach import unreached
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
 from clsearch.search.tune_run import TuneRun, Work
@@ -195,8 +195,7 @@ def _join(address: str) -> None:
         with authenticated(token):
             ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        said = " ".join(str(error).split())
-        raise InputError("address", address, ALLOWED, f"The reason: {said}") from error
+        raise unreached(address, error) from error
 
 
 _WRITING = threading.Lock()
@@ -272,5 +271,3 @@ def _train(
             raise  # a trial's own errors are in its record: this one is the worker's
         reason = redacted(f"{type(error).__name__}: {error}")
         tune.report({"failed": f"trial {job.keys[0]} cannot be consolidated: {reason}"})
-    finally:
-        shutil.rmtree(tune.get_context().get_trial_dir(), ignore_errors=True)  # on this host

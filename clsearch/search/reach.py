@@ -27,14 +27,17 @@ def check_address(address: str) -> None:
     if address == "auto":
         return
     if "://" in address:
-        step = DASHBOARD if address.startswith("http") else ""
+        step = DASHBOARD if address.startswith("http") else "Give HOST:PORT of its head."
         raise InputError("address", address, ALLOWED, step)
     try:
         within(TIMEOUT, lambda: answers(address))
-    except OSError as error:
-        raise InputError("address", address, ALLOWED, f"The reason: {error}") from error
-    except ValueError as error:
-        raise InputError("address", address, ALLOWED) from error
+    except (OSError, ValueError) as error:
+        raise unreached(address, error) from error
+
+
+def unreached(address: str, error: Exception) -> InputError:
+    """What is said of an address where no cluster is reached."""
+    return InputError("address", address, ALLOWED, f"The reason: {' '.join(str(error).split())}")
 
 
 def within(seconds: float, act: Callable[[], None]) -> None:
@@ -64,7 +67,7 @@ def answers(address: str) -> None:
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError(f"{address} is not HOST:PORT")
+        raise ValueError("it is not HOST:PORT")
     with socket.create_connection((host.strip("[]"), int(port)), TIMEOUT) as connection:
         if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
             return

@@ -18,7 +18,7 @@ from clsearch.protocols import Ended, Job
 from clsearch.records import TrialRecord
 from clsearch.redaction import redacted
 from clsearch.search import local
-from clsearch.search._ray import ray, tune, tune_at_work
+from clsearch.search._ray import ray, tune
 
 RETRIES, ROUNDS = 1, 3
 """How often Tune starts a pack again when its worker dies, and how often it is given the pack.
@@ -26,6 +26,14 @@ RETRIES, ROUNDS = 1, 3
 Rounds in which it was handed to a worker that had nothing to do, and was dead, do not count: that
 is found as the pack is handed over.
 """
+
+GONE = dict.fromkeys(("TUNE_RESULT_DIR", "RAY_AIR_LOCAL_CACHE_DIR"))
+"""Variables that Tune has no more, and will not start with."""
+
+TOLD = {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}}
+"""What workers have of the driver's environment: they stay in the folder that they are in, since
+those of trials are deleted. Tune by itself adds secrets, which Ray writes into a log of every host;
+those of a store are a host's own."""
 
 STOP = 10.0
 """Seconds that Tune has to end."""
@@ -151,7 +159,7 @@ class TuneRun:
     def _fit(self, trainable: Any) -> None:
         folder = local.new_folder()
         try:
-            with tune_at_work():
+            with local.environment(GONE):
                 self._tuner(trainable, folder).fit()
             raise ClsearchError("Ray Tune has ended by itself")
         except (_OverError, _AbortError):
@@ -230,6 +238,8 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
             return
         controller = tune_controller._tune_controller
         controller._actor_cache.increase_max(trial.placement_group_factory, self.workers)
+        trainable = trial.get_trainable_cls()
+        controller._class_cache._cache[trainable] = ray.remote(runtime_env=TOLD)(trainable)
         callbacks = controller._callbacks._callbacks
         callbacks[:] = [each for each in callbacks if isinstance(each, _Relay)]
         self.told = True
