@@ -302,16 +302,21 @@ def read_yaml(path: Path, field: str) -> Any:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise InputError(field, str(path), "a readable YAML file", str(error)) from error
+    return parse_yaml(raw, str(path), field)
+
+
+def parse_yaml(raw: bytes, name: str, field: str) -> Any:
+    """What YAML says, within the same limits; raises `InputError` under `field`, with `name`."""
     if len(raw) > MAX_BYTES:
-        raise InputError(field, str(path), "a YAML file of at most 1 MB")
+        raise InputError(field, name, "YAML of at most 1 MB")
     try:
         text = raw.decode("utf-8")
-        _check_nodes(yaml.compose(text, yaml.SafeLoader), str(path), field)
+        _check_nodes(yaml.compose(text, yaml.SafeLoader), name, field)
         return yaml.safe_load(text)
     except RecursionError as error:
-        raise InputError(field, str(path), "YAML that is not nested this deep") from error
-    except (yaml.YAMLError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(field, str(path), "valid YAML", _yaml_said(error)) from error
+        raise InputError(field, name, "YAML that is not nested this deep") from error
+    except (yaml.YAMLError, ValueError, AttributeError, OverflowError, LookupError) as error:
+        raise InputError(field, name, "valid YAML", _yaml_said(error)) from error
 
 
 def _yaml_said(error: Exception) -> str:

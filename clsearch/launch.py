@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from clsearch.config import Config, parse_config
+from clsearch.config import Config, parse_config, parse_yaml
 from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.messages import command, duration, printable, say
 
@@ -61,8 +61,8 @@ def resume(name: str, options: Options, console: Console) -> None:
         step = f"It is at work. {_command('stop', name, server)} stops it."
         raise InputError("JOB", name, "a search that has ended", step)
     try:
-        told = dict(yaml.safe_load(job.config))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        told = dict(parse_yaml(job.config.encode(), name, "JOB"))
+    except (InputError, ValueError, TypeError) as error:
         step = f"Its config cannot be read. Launch it again, with --out {job.out}."
         raise InputError("JOB", name, "a search that clsearch launched", step) from error
     _submit(server, _checked(parse_config(told), job.out, options), job.out, console)

@@ -179,7 +179,8 @@ def damaged(whole: bytes, rng: random.Random) -> bytes:
                 content[at:at] = content[at : min(end, at + 200)]
             case 3:
                 content[at:at] = rng.choice(
-                    (b"[" * 3000, b"{", b"null", b"-1", b"1e999", b'"', b"\xff", b"\x00", b"NaN")
+                    (b"[" * 3000, b"{", b"null", b"-1", b"1e999", b'"', b"\xff", b"\x00", b"NaN",
+                     b"!!int ''")
                 )  # fmt: skip
             case 4:
                 content[at : at + 8] = rng.randbytes(8)

@@ -153,6 +153,7 @@ def test_a_wrong_config_is_refused_with_one_message_and_nothing_written(
         ("name: x\n", ("scenario", "required")),
         ("a: !!python/object/apply:os.system ['true']", ("valid YAML",)),
         ("name: \xff", ("valid YAML",)),
+        *((f"name: !!{word}", ("valid YAML",)) for word in ("int ''", "float _", "bool maybe")),
     ],
 )
 def test_a_file_that_is_no_config(
