@@ -25,7 +25,8 @@ port=$((20000 + SLURM_JOB_ID % 20000)) # jobs that share a host have a port each
 # A token for this job alone. Slurm's accounting and `ps` show what stands in a command, and other
 # users may read a job's environment: the token is in a file that only its owner can read.
 mkdir -p "$out"
-token=$(umask 077 && mktemp "$out/.ray-token-XXXXXXXX")
+# A search begins in an OUT that is empty but for files with this ending.
+token=$(umask 077 && mktemp --suffix=.tmp "$out/.ray-token-XXXXXXXX")
 python3 -c 'import secrets; print(secrets.token_hex(32))' >"$token"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token RAY_USAGE_STATS_ENABLED=0
 trap 'rm -f "$token"; kill $(jobs -p) 2>/dev/null || true; wait' EXIT
