@@ -257,7 +257,7 @@ class _Keeper(tune.schedulers.FIFOScheduler):  # type: ignore[misc]
             for kept in ("_stopped_trials", "_failed_trials", "_trials_to_cache"):
                 getattr(controller, kept).discard(trial)
             for folder in (trial.local_path, trial.storage.trial_working_directory):
-                shutil.rmtree(folder, ignore_errors=True)  # nobody is in there: see `_ray`
+                shutil.rmtree(folder, ignore_errors=True)  # nobody is in there: see `TOLD`
 
     def _let_start(self, controller: Any) -> None:
         """Tune gives the place of a trial that waits for a worker to one that has its own, where it
