@@ -305,14 +305,33 @@ def read_yaml(path: Path, field: str) -> Any:
     return parse_yaml(raw, str(path), field)
 
 
+class _TooManyError(Exception):
+    """YAML with more values than are read."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Gives up at the first value too many: reading all that 1 MB can hold takes many seconds."""
+
+    count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.count += 1
+        if self.count > MAX_NODES:
+            raise _TooManyError
+        return super().compose_node(parent, index)
+
+
 def parse_yaml(raw: bytes, name: str, field: str) -> Any:
     """What YAML says, within the same limits; raises `InputError` under `field`, with `name`."""
     if len(raw) > MAX_BYTES:
         raise InputError(field, name, "YAML of at most 1 MB")
     try:
-        text = raw.decode("utf-8")
-        _check_nodes(yaml.compose(text, yaml.SafeLoader), name, field)
-        return yaml.safe_load(text)
+        loader = _Loader(raw.decode("utf-8"))
+        root = loader.get_single_node()
+        _check_nodes(root, name, field)
+        return None if root is None else loader.construct_document(root)
+    except _TooManyError as error:
+        raise _beyond(field, name) from error
     except RecursionError as error:
         raise InputError(field, name, "YAML that is not nested this deep") from error
     except (yaml.YAMLError, ValueError, AttributeError, OverflowError, LookupError) as error:
@@ -361,8 +380,12 @@ def _check_nodes(root: yaml.Node | None, path: str, field: str) -> None:
 
     nodes, depth = size(root)
     if nodes > MAX_NODES or depth > MAX_DEPTH:
-        allowed = f"YAML of at most {MAX_NODES} values, nested at most {MAX_DEPTH} deep"
-        raise InputError(field, path, f"{allowed}, aliases unfolded")
+        raise _beyond(field, path)
+
+
+def _beyond(field: str, path: str) -> InputError:
+    allowed = f"YAML of at most {MAX_NODES} values, nested at most {MAX_DEPTH} deep"
+    return InputError(field, path, f"{allowed}, aliases unfolded")
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from clsearch.errors import ClsearchError, InputError
-from clsearch.files import cores
+from clsearch.files import cores, machine_memory
 
 if TYPE_CHECKING:
     from clsearch.data.base import Source
@@ -149,9 +149,9 @@ def _devices() -> Iterator[Finding]:
 
 def _memory() -> tuple[int, int]:
     """Bytes of memory in all, and free for new programs."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = os.sysconf("SC_PHYS_PAGES") * page
-    free = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in os.sysconf_names else total
+    total = free = machine_memory()
+    if "SC_AVPHYS_PAGES" in os.sysconf_names:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     info = Path("/proc/meminfo")
     if info.is_file():
         found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="ascii"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import hashlib
@@ -10,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import stat
 import sys
 import tempfile
 import time
@@ -30,6 +32,9 @@ ENTRY = "clsearch-entry-"
 then its host, which may share the place with others."""
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
+MOST_JSON, SHARE = 64 << 20, 4
+"""Bytes of JSON that are read, and the part of the memory that another file may take: reading it
+takes about three times its size."""
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -74,6 +79,41 @@ def half_written(folder: Path) -> set[Path]:
 def sha256_of(content: bytes) -> str:
     """The SHA-256 of a file's content, 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file of any size, 64 hex digits. Raises `StoreError`."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+
+
+def content_of(path: Path) -> bytes:
+    """A file's content. Raises what `check_readable` does."""
+    check_readable(path, path.stat())
+    return path.read_bytes()
+
+
+def check_readable(path: Path | str, found: os.stat_result) -> None:
+    """Looks at a file before it is read, which may come from anybody. Raises `ValueError` for a
+    link, a device or a pipe, and for JSON larger than any of ours; `OSError` for another file that
+    does not fit into this machine's memory, and may be whole all the same."""
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"{path} is no ordinary file")
+    if str(path).endswith(".json"):
+        if found.st_size > MOST_JSON:
+            raise ValueError(f"{path} has more than {MOST_JSON >> 20} MiB")
+    elif found.st_size > machine_memory() // SHARE:
+        size = found.st_size / (1 << 30)
+        said = f"its {size:.1f} GiB are more than a quarter of this machine's memory"
+        raise OSError(errno.EFBIG, said, str(path))
+
+
+def machine_memory() -> int:
+    """The memory of this machine, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def parse(content: bytes | str) -> Any:

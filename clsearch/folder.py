@@ -13,7 +13,7 @@ import yaml
 
 from clsearch.config import Config, load_config
 from clsearch.errors import DamagedError, InputError, unknown
-from clsearch.files import ABOUT, LOCK, atomic_write, half_written, owned, parse
+from clsearch.files import ABOUT, LOCK, atomic_write, content_of, half_written, owned, parse
 from clsearch.identity import identity
 from clsearch.messages import command
 from clsearch.records import Chain, TaskRecord, TaskResult, TrialRecord, checked
@@ -145,8 +145,8 @@ def results_of(out: Path) -> list[TaskResult]:
     """
     chains = chains_of(run_config(out))
     try:
-        selections = parse((out / "selections.json").read_bytes())
-        matrix = parse((out / "accuracy_matrix.json").read_bytes())
+        selections = parse(content_of(out / "selections.json"))
+        matrix = parse(content_of(out / "accuracy_matrix.json"))
         found = []
         for data in selections:
             if Chain(data["method"], data["seed"]) not in chains:
@@ -188,7 +188,7 @@ def about(out: Path) -> dict[str, Any]:
     `TaskRecord`s under `tasks`; empty where it ended before that. Raises `DamagedError`."""
     path = out / ABOUT
     try:
-        said = parse(path.read_bytes())
+        said = parse(content_of(path))
         if not all(isinstance(part, dict) for part in (said["machine"], said.get("scenario", {}))):
             raise ValueError("its fields are not those that a search writes")
         return {**said, "tasks": tuple(map(_task, said["tasks"]))}

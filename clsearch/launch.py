@@ -15,6 +15,7 @@ from rich.console import Console
 from clsearch.config import Config, parse_config, parse_yaml
 from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.messages import command, duration, printable, say
+from clsearch.search.reach import SERVERS, check_server
 
 if TYPE_CHECKING:
     from clsearch.driver import Options
@@ -79,8 +80,10 @@ def _checked(config: Config, out: str, options: Options) -> Config:
     root = "scenario.root" if options.data is None else "data"
     places = {"out": out, root: scenario.get("root"), "scenario.cache": scenario.get("cache")}
     for field, place in places.items():
-        if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
-            raise InputError(field, place, "an absolute path, of a folder on the cluster")
+        absolute = str(place).startswith("/" if field == "out" else ("/", "~/"))
+        if place and not (absolute and ".." not in PurePosixPath(str(place)).parts):
+            allowed = "an absolute path without `..`, of a folder on the cluster"
+            raise InputError(field, place, allowed)
     return config
 
 
@@ -109,7 +112,8 @@ def print_status(name: str, address: str | None, console: Console) -> None:
     for line in _said(server.log(name))[-LINES:]:
         say(console, f"  {line}")
     if job.status in ("STOPPED", "FAILED"):
-        say(console, f"Go on with: {_command('resume', name, server)}")
+        when = "Once that is mended, go on with" if job.code == REFUSED else "Go on with"
+        say(console, f"{when}: {_command('resume', name, server)}")
 
 
 def print_log(name: str, address: str, follow: bool, console: Console) -> None:
@@ -144,10 +148,11 @@ def stop(name: str, address: str, console: Console) -> None:
 
 def _server(address: str | None) -> JobServer:
     """The job server of the cluster that the command line names. Raises `InputError`."""
-    from clsearch.search.ray_jobs import ALLOWED, JobServer
-
     if address is None:
-        raise InputError("address", MISSING, ALLOWED)
+        raise InputError("address", MISSING, SERVERS)
+    check_server(address)  # before Ray is imported
+    from clsearch.search.ray_jobs import JobServer
+
     return JobServer(address)
 
 
@@ -164,7 +169,8 @@ def _command(verb: str, name: str, server: JobServer) -> str:
     return command(verb, name, "--address", server.address)
 
 
-ENDS: Mapping[int, str] = {2: "was refused", 130: "was interrupted", 137: "was killed"}
+REFUSED = 2
+ENDS: Mapping[int, str] = {REFUSED: "was refused", 130: "was interrupted", 137: "was killed"}
 """How a search ended that did not just fail, by its exit code."""
 
 

@@ -10,7 +10,6 @@ delivers again what it may have delivered before: the receiver has to bear that.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError, UndeliveredError
-from clsearch.files import atomic_write, entry_folder, half_written, parse
+from clsearch.files import atomic_write, content_of, entry_folder, half_written, parse
 from clsearch.records import digest
 from clsearch.redaction import redacted, secret_name
 
@@ -61,14 +60,6 @@ def jsonable(value: Any, secret: bool = False) -> Any:
     if isinstance(value, int | None):
         return value
     return "…" if secret and str(value) else redacted(str(value))
-
-
-def sha256(file: Path) -> str:
-    """Raises `StoreError` for a file that cannot be read."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as error:
-        raise StoreError(f"{file} cannot be read: {error}") from error
 
 
 def describe(error: Exception) -> str:
@@ -114,7 +105,7 @@ class Entry:
         if not self.plain():
             raise DamagedError(f"{self.file} has a link, a device or a pipe among its files.")
         try:
-            content = parse(self.file.read_bytes())
+            content = parse(content_of(self.file))
         except ValueError as error:
             raise DamagedError(f"{self.file} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
@@ -200,7 +191,10 @@ class Outbox:
     def reject(self, entry: Entry, reason: str) -> None:
         """Moves an entry to `rejected/`, with the reason. Raises `StoreError` or `OSError`."""
         kept, plain = self._kept(entry), entry.plain()
-        text = entry.file.read_text(encoding="utf-8", errors="replace") if plain else ""
+        try:
+            text = content_of(entry.file).decode(errors="replace") if plain else ""
+        except ValueError:
+            text = ""  # larger than any of ours
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
         if plain and entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
@@ -231,12 +225,19 @@ class Outbox:
 
 
 class Ledger:
-    """The identities already delivered to one receiver, oldest first: a text file, one a line."""
+    """The identities already delivered to one receiver, oldest first: a text file, one a line.
+
+    Raises `StoreError` where it cannot be read.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-        lines = text.split()
+        try:
+            lines = content_of(file).decode(errors="replace").split()
+        except FileNotFoundError:
+            lines = []
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file} cannot be read: {error}") from error
         self._known = dict.fromkeys(lines)
 
     def __contains__(self, identity: object) -> bool:

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from pyarrow import fs
 from safetensors import SafetensorError
 
 from clsearch.errors import DamagedError, StoreError
-from clsearch.files import parse
+from clsearch.files import check_readable, parse
 from clsearch.records import LayerPruning, TrialRecord, checked, numbers
 
 if TYPE_CHECKING:
@@ -206,9 +205,9 @@ class Store:
             raise DamagedError(f"{error} is no key of {kind} in {self.root}") from error
 
     def _bytes(self, path: str) -> bytes:
-        """A file's content; raises `ValueError` for a link, a device or a pipe."""
-        if self.local and not stat.S_ISREG(os.lstat(path).st_mode):
-            raise ValueError(f"{path} is no ordinary file")
+        """A file's content; on a local disk, raises what `check_readable` does."""
+        if self.local:
+            check_readable(path, os.lstat(path))
 
         def get() -> bytes:
             with self.fs.open_input_stream(path) as stream:

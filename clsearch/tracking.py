@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 from clsearch.delivery import Delivery
 from clsearch.delivery_process import DeliveryProcess, refused
 from clsearch.errors import InputError
+from clsearch.files import file_sha256
 from clsearch.identity import without_places
-from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox, sha256
+from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox
 from clsearch.records import TrialRecord, digest
 from clsearch.redaction import holds_secret
 
@@ -146,7 +147,7 @@ class MLflowTracker:
         if status not in STATUSES:
             raise InputError("status", status, ", ".join(STATUSES))
         files = {f"report/{path.name}": path for path in figures}
-        hashes = {name: sha256(path) for name, path in files.items()}
+        hashes = {name: file_sha256(path) for name, path in files.items()}
         self._send(FINISH, {"metrics": metrics, "status": status, "files": hashes}, lambda _: files)
 
     def close(self, timeout: float) -> int:

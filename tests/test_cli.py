@@ -25,7 +25,9 @@ from command import Driver, Ended, clsearch, environment, journal, refused, writ
 from servers import free_port
 
 from clsearch.cli import app
+from clsearch.errors import DamagedError
 from clsearch.exports.files import load_export
+from clsearch.folder import read_parquet
 from clsearch.search import local
 
 COMMANDS = (
@@ -250,7 +252,13 @@ def test_an_address_that_is_none(call: Any, tmp_path: Path, address: str, words:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
 
 
-def test_a_dead_address_is_refused_before_ray_is_imported(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("verb", "address"),
+    [("run", "127.0.0.1:{}"), ("launch", "127.0.0.1:{}"), ("launch", "http://127.0.0.1:{}")],
+)
+def test_a_dead_address_is_refused_before_ray_is_imported(
+    tmp_path: Path, verb: str, address: str
+) -> None:
     code = """
 import sys
 from clsearch.__main__ import main
@@ -259,12 +267,14 @@ try:
 finally:
     print("ray" in sys.modules)
 """
-    arguments = ("run", write_config(tmp_path / "c.yaml"), "--address", f"127.0.0.1:{free_port()}")
+    config, port = write_config(tmp_path / "c.yaml"), free_port()
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-c", code, verb, str(config), "--out", "/shared/x",
+         "--address", address.format(port)],
         capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "False\n"), done.stderr
+    assert "--address" in done.stderr
 
 
 @pytest.mark.parametrize("listener", ["closed", "silent", "something else"])
@@ -391,6 +401,42 @@ def test_status_tells_how_far_it_is(searched: tuple[Path, str], call: Any) -> No
     assert "finetune/seed-0: 2 of 2 tasks" in ended.out
     assert "clnp/seed-0: 2 of 2 tasks" in ended.out
     assert "Finished." in ended.out
+
+
+@pytest.mark.parametrize(
+    "name", ["selections.json", "accuracy_matrix.json", "search.json", "trials.parquet"]
+)
+def test_a_file_larger_than_any_memory_is_named(
+    searched: tuple[Path, str], call: Any, tmp_path: Path, name: str
+) -> None:
+    """An output folder may come from somebody else."""
+    out = tmp_path / "out"
+    shutil.copytree(searched[0], out)
+    with (out / name).open("wb") as stream:
+        stream.truncate(1 << 42)  # nothing of it is on the disk
+    said = [call(*words) for words in (("status", out), ("report", out), ("compare", out, out))]
+    assert any(ended.code for ended in said)
+    for ended in said:
+        if ended.code:
+            assert ended.code == 1
+            assert name in ended.err
+            assert "resume" in ended.err
+            assert len(ended.err.splitlines()) == 1
+
+
+def test_a_table_that_says_it_holds_more_than_the_memory_is_not_read(
+    searched: tuple[Path, str], call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, _ = searched
+    said = pq.read_metadata(out / "trials.parquet")
+    monkeypatch.setattr(
+        "clsearch.report.parquet.machine_memory",
+        lambda: 4 * 8 * said.num_rows * said.num_columns - 4,
+    )
+    with pytest.raises(DamagedError, match="more than fits"):
+        read_parquet(out, "trials")
+    monkeypatch.undo()
+    assert read_parquet(out, "trials").num_rows == said.num_rows
 
 
 def test_select_with_another_margin_trains_nothing(

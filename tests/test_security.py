@@ -26,13 +26,14 @@ from torch import Tensor
 
 from clsearch.archive import checked_archive
 from clsearch.config import MAX_DEPTH, MAX_NODES, load_config
-from clsearch.errors import ClsearchError, DamagedError, InputError
+from clsearch.errors import ClsearchError, DamagedError, InputError, StoreError
 from clsearch.evaluate import _section
+from clsearch.exports.files import load_export
 from clsearch.exports.formats.pt2 import Program
 from clsearch.messages import say
-from clsearch.outbox import describe, jsonable
+from clsearch.outbox import Ledger, Outbox, describe, jsonable
 from clsearch.redaction import holds_secret, redacted
-from clsearch.store import MANIFEST, Store, read_record, write_record
+from clsearch.store import MANIFEST, Store, known_record, read_record, write_record
 
 KEY = "k" * 32
 PATHS = ["../../secret", "/etc/passwd", "..", ".", "", ".hidden", "a/b", "a\\b"]
@@ -80,6 +81,71 @@ def test_a_bundle_holds_ordinary_files_alone(tmp_path: Path, kind: str) -> None:
         read_record(store, KEY)
 
 
+def sparse(path: Path) -> None:
+    """A file larger than any memory, of which nothing is on the disk."""
+    with path.open("wb") as stream:
+        stream.truncate(1 << 42)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "record.json"])
+def test_a_record_larger_than_any_of_ours_is_damage(tmp_path: Path, name: str) -> None:
+    store = Store(str(tmp_path / "store"))
+    write_record(store, record(), trained())
+    sparse(tmp_path / "store" / "trials" / KEY / name)
+    with pytest.raises(DamagedError, match="more than 64 MiB"):
+        read_record(store, KEY)
+
+
+def test_a_model_larger_than_the_memory_is_not_read_and_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole, and have been made on another machine: nothing is trained in its place."""
+    store = Store(str(tmp_path / "store"))
+    write_record(store, record(), trained())
+    file = tmp_path / "store" / "trials" / KEY / "model.safetensors"
+    monkeypatch.setattr("clsearch.files.machine_memory", lambda: 4 * file.stat().st_size)
+    assert read_record(store, KEY) is not None
+    monkeypatch.setattr("clsearch.files.machine_memory", lambda: 4 * file.stat().st_size - 4)
+    with pytest.raises(StoreError, match="a quarter of this machine's memory"):
+        known_record(store, KEY, pytest.fail)
+    monkeypatch.undo()
+    sparse(file)
+    with pytest.raises(StoreError, match="a quarter of this machine's memory"):
+        known_record(store, KEY, pytest.fail)
+    assert file.exists()
+
+
+def test_what_waits_for_mlflow_is_read_within_limits(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "outbox")
+    box.append("x", {"a": 1}, {})
+    entry = box.first()
+    assert entry is not None
+    sparse(entry.file)
+    with pytest.raises(DamagedError, match="more than 64 MiB"):
+        entry.read()
+    box.reject(entry, "too large")
+    (kept,) = box.rejected()
+    assert json.loads(kept.read_text()) == {"reason": "too large", "entry": ""}
+    sparse(tmp_path / "ledger")
+    with pytest.raises(StoreError, match="memory"):
+        Ledger(tmp_path / "ledger")
+
+
+@pytest.mark.parametrize("ending", ["pt2", "onnx", "safetensors"])
+@pytest.mark.parametrize("described", [False, True])
+def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, ending: str, described: bool) -> None:
+    place = tmp_path / f"model.{ending}"
+    sparse(place)
+    if described:
+        (tmp_path / f"{place.name}.json").write_text('{"sha256": ""}')
+    with pytest.raises(ClsearchError, match="memory") as caught:
+        load_export(place)
+    assert caught.value.exit_code == 2
+    sparse(tmp_path / f"{place.name}.json")
+    with pytest.raises(DamagedError, match="more than 64 MiB"):
+        load_export(place)
+
+
 def test_a_record_with_values_of_other_types_is_damage(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     whole = record().to_json()
@@ -106,6 +172,14 @@ def test_yaml_that_describes_data_is_bounded_too(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"^data: ") as caught:
             _section(str(file))
         assert SECRET not in str(caught.value)
+
+
+def test_yaml_is_read_no_further_than_it_may_go(tmp_path: Path) -> None:
+    """All that a megabyte of it can hold takes seconds."""
+    file = tmp_path / "c.yaml"
+    file.write_text("seeds: [" + "1," * (MAX_NODES + 1) + "}")  # which is not even YAML
+    with pytest.raises(InputError, match=f"at most {MAX_NODES} values"):
+        load_config(file)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clsearch.errors import StoreError
+from clsearch.files import machine_memory
 
 GIB = 1 << 30
 SHARE = 4
@@ -40,11 +41,6 @@ class Storage:
             return False
         self.left -= size
         return True
-
-
-def machine_memory() -> int:
-    """The memory of this machine, in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from clsearch.errors import InputError
 from clsearch.exports.formats.base import format_of
-from clsearch.files import parse
+from clsearch.files import content_of, parse
 from clsearch.records import Chain
 
 INDEX, TABLE = "index.json", "index.md"
@@ -35,7 +35,7 @@ def entry(folder: Path, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
 def files_of(folder: Path) -> set[Path]:
     """The files that the index of a folder of models lists, and its own; none without it."""
     try:
-        models = parse((folder / INDEX).read_bytes())["models"]
+        models = parse(content_of(folder / INDEX))["models"]
         paths = [folder / each["file"] for each in models]
         parts = [format_of(path, "to").parts(path) for path in paths]
     except (OSError, ValueError, KeyError, TypeError, InputError):

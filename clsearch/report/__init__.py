@@ -24,8 +24,11 @@ _MARK = '<meta name="generator" content="clsearch">'
 def foreign(folder: Path) -> str:
     """What lies in a folder under the name of a part of a report, which no report has put there;
     empty if nothing does."""
-    with contextlib.suppress(OSError):
-        if _MARK in (folder / _PAGE).read_text(encoding="utf-8", errors="replace")[:1000]:
+    with (
+        contextlib.suppress(OSError),
+        (folder / _PAGE).open(encoding="utf-8", errors="replace") as page,
+    ):
+        if _MARK in page.read(1000):
             return ""
     return next((name for name in _PARTS if os.path.lexists(folder / name)), "")
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError
-from clsearch.files import replaced, sha256_of, uncollected
+from clsearch.files import (
+    SHARE,
+    check_readable,
+    machine_memory,
+    replaced,
+    sha256_of,
+    uncollected,
+)
 from clsearch.records import (
     Candidate,
     Round,
@@ -216,7 +223,11 @@ def read_table(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     try:
+        check_readable(path, path.stat())
         with pq.ParquetFile(path, page_checksum_verification=True) as file:  # no pandas, as a set
+            said = file.metadata
+            if 8 * said.num_rows * said.num_columns > machine_memory() // SHARE:
+                raise ValueError("it says that it holds more than fits into the memory")
             table = file.read()
         if (table.schema.metadata or {}).get(_COLUMNS) != _digest(table.schema):
             raise ValueError("its columns are not those that a search writes")

@@ -27,7 +27,7 @@ from clsearch.scenarios.base import TaskData
 from clsearch.search import local
 from clsearch.search._ray import Node, authenticated, ray, ray_constants, services, tune
 from clsearch.search.probe import asks_for_token, find
-from clsearch.search.reach import unreached
+from clsearch.search.reach import not_asked, unreached
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
 from clsearch.search.slots import slots_of
 from clsearch.search.tune_run import TuneRun, Work
@@ -190,8 +190,7 @@ def _join(address: str) -> None:
     try:
         token, found = local.cluster_token(address), find(address)
         if not local.open_cluster() and not asks_for_token(found):
-            step = "It was started without. " + local.UNPROTECTED
-            raise InputError("address", address, "a cluster that asks for a token", step)
+            raise not_asked(address)
         with authenticated(token):
             ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.client import HTTPException
 from ipaddress import ip_address
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from clsearch.errors import ClsearchError, InputError
-from clsearch.redaction import holds_secret
 from clsearch.search import local
 from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet
 from clsearch.search.probe import asks_for_token, find, is_here, stderr_closed
-from clsearch.search.reach import TIMEOUT, within
+from clsearch.search.reach import (
+    SERVERS,
+    TIMEOUT,
+    TUNNEL,
+    check_asks,
+    check_server,
+    not_asked,
+    unreached,
+    unserved,
+)
 
 T = TypeVar("T")
-
-ALLOWED = "auto, HOST:PORT of a running Ray cluster, or http://HOST:PORT of its dashboard"
-TUNNEL = "`ray dashboard cluster.yaml` opens a way to it: http://127.0.0.1:8265."
 
 CONFIG = "CLSEARCH_CONFIG"
 """The variable of a job that holds the config of its search."""
@@ -69,10 +70,6 @@ class LaunchedJob:
         return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
 
 
-class _AskedError(Exception):
-    """A job server asks for a token."""
-
-
 class JobServer:
     """The job server of a running cluster, asked with the cluster's token, or knowingly without.
 
@@ -83,16 +80,12 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        if holds_secret(address):
-            step = f"The token comes from the environment: {local.TOKEN}, or ~/.ray/auth_token."
-            raise InputError("address", address, "an address without secrets", step)
+        check_server(address)
         token = local.cluster_token(address)
         self._url = address.rstrip("/")
         if "://" not in address:
             self._url = _dashboard(address, token)
-        elif not _is_web(address):
-            raise InputError("address", address, ALLOWED)
-        self._check_token()
+            check_asks(self._url, address)
         # Ray's client would take the variables before the address that it is given.
         named = dict.fromkeys(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"))
         try:
@@ -101,35 +94,7 @@ class JobServer:
         except ray.exceptions.AuthenticationError as error:
             raise _refused(address) from error
         except _FAILURES as error:
-            raise self._unreached(error) from error
-
-    def _unreached(self, error: Exception) -> InputError:
-        said = " ".join(str(getattr(error, "reason", None) or error).split())
-        step = f"No job server of Ray answers at {self._url} ({said}). {TUNNEL}"
-        return InputError("address", self.address, ALLOWED, step)
-
-    def _check_token(self) -> None:
-        """Asks once without the token: who answers then is a cluster that asks for none, and who
-        does not ask as Ray does is no cluster."""
-
-        def ask() -> None:
-            try:
-                with urllib.request.urlopen(f"{self._url}/api/version", timeout=TIMEOUT) as answer:
-                    json.loads(answer.read(10_000))["ray_version"]
-            except urllib.error.HTTPError as error:
-                if error.code != 401 or b"authentication token" not in error.read(10_000):
-                    raise
-                raise _AskedError from error
-
-        try:
-            within(TIMEOUT, ask)
-        except _AskedError:
-            return
-        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
-            raise self._unreached(error) from error
-        else:
-            if not local.open_cluster():
-                raise _open(self.address)
+            raise unserved(self._url, address, error) from error
 
     def _ask(self, act: Callable[[], T]) -> T:
         try:
@@ -199,15 +164,6 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _is_web(address: str) -> bool:
-    """Whether it is http://HOST:PORT, or https; the port need not be said."""
-    try:
-        parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
 def _client() -> type[Any]:
     """Ray's client, with a time limit: by itself it waits for ever."""
     kind = job_client()
@@ -242,11 +198,6 @@ def _launched(details: Any) -> LaunchedJob | None:
     )
 
 
-def _open(address: str) -> InputError:
-    step = "It was started without. " + local.UNPROTECTED
-    return InputError("address", address, "a cluster that asks for a token", step)
-
-
 def _refused(address: str) -> InputError:
     step = f"It refuses the token of {local.TOKEN} or ~/.ray/auth_token."
     return InputError("address", address, "a cluster whose token is known here", step)
@@ -257,7 +208,7 @@ def _dashboard(address: str, token: dict[str, str | None]) -> str:
     try:
         found = find(address)
         if not local.open_cluster() and not asks_for_token(found):
-            raise _open(address)
+            raise not_asked(address)
         with authenticated(token), stderr_closed():
             client = raylet.GcsClient(address=found)  # type: ignore[attr-defined]
             said = client.internal_kv_get(
@@ -268,10 +219,7 @@ def _dashboard(address: str, token: dict[str, str | None]) -> str:
     except ray.exceptions.AuthenticationError as error:
         raise _refused(address) from error
     except _FAILURES as error:
-        step = f"The reason: {' '.join(str(error).split())}"
-        if "gRPC" in step:
-            step += f". If it is the dashboard, write http://{address}."
-        raise InputError("address", address, ALLOWED, step) from error
+        raise unreached(address, error, SERVERS) from error
     if not said:
         how = "`ray start --head --include-dashboard=true`, with ray[default] installed"
         step = f"It has no dashboard. Start its head by {how}."

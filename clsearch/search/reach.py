@@ -1,15 +1,22 @@
-"""Whether anything that can be a cluster answers at an address: asked before Ray is imported, which
-takes its time."""
+"""Whether anything that can be a cluster, or its job server, answers at an address: asked before
+Ray is imported, which takes its time."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from queue import Empty, SimpleQueue
+from urllib.parse import urlsplit
 
 from clsearch.errors import InputError
+from clsearch.redaction import holds_secret
+from clsearch.search import local
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer."""
@@ -18,10 +25,12 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How an HTTP/2 client begins: the preface and an empty SETTINGS frame (RFC 9113 §3.4)."""
 
 ALLOWED = "auto, or HOST:PORT of a running Ray cluster"
+SERVERS = "auto, HOST:PORT of a running Ray cluster, or http://HOST:PORT of its dashboard"
+TUNNEL = "`ray dashboard cluster.yaml` opens a way to it: http://127.0.0.1:8265."
 DASHBOARD = "A dashboard's address is for `clsearch launch`; this joins the cluster itself."
 
 
-def check_address(address: str) -> None:
+def check_address(address: str, allowed: str = ALLOWED) -> None:
     """Raises `InputError`, within seconds, for an address other than `auto` where no cluster can
     be."""
     if address == "auto":
@@ -32,12 +41,78 @@ def check_address(address: str) -> None:
     try:
         within(TIMEOUT, lambda: answers(address))
     except (OSError, ValueError) as error:
-        raise unreached(address, error) from error
+        raise unreached(address, error, allowed) from error
 
 
-def unreached(address: str, error: Exception) -> InputError:
+def check_server(address: str) -> None:
+    """Raises `InputError`, within seconds, for an address other than `auto` where no job server of
+    a cluster can be: http://HOST:PORT of its dashboard, or HOST:PORT of the cluster itself."""
+    if holds_secret(address):
+        step = f"The token comes from the environment: {local.TOKEN}, or ~/.ray/auth_token."
+        raise InputError("address", address, "an address without secrets", step)
+    if "://" in address:
+        if not _is_web(address):
+            raise InputError("address", address, SERVERS)
+        check_asks(address.rstrip("/"), address)
+    else:
+        check_address(address, SERVERS)
+
+
+def check_asks(url: str, address: str) -> None:
+    """Asks a job server once without a token. Raises `InputError` for one that asks for none, where
+    the user did not say that it may, and for what does not ask as Ray does: it is no cluster."""
+    try:
+        within(TIMEOUT, lambda: _ask(url))
+    except _AskedError:
+        return
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
+        raise unserved(url, address, error) from error
+    if not local.open_cluster():
+        raise not_asked(address)
+
+
+class _AskedError(Exception):
+    """A job server asks for a token."""
+
+
+def _ask(url: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{url}/api/version", timeout=TIMEOUT) as answer:
+            json.loads(answer.read(10_000))["ray_version"]
+    except urllib.error.HTTPError as error:
+        if error.code != 401 or b"authentication token" not in error.read(10_000):
+            raise
+        raise _AskedError from error
+
+
+def _is_web(address: str) -> bool:
+    """Whether it is http://HOST:PORT, or https; the port need not be said."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def unreached(address: str, error: Exception, allowed: str = ALLOWED) -> InputError:
     """What is said of an address where no cluster is reached."""
-    return InputError("address", address, ALLOWED, f"The reason: {' '.join(str(error).split())}")
+    step = f"The reason: {' '.join(str(error).split())}"
+    if allowed == SERVERS and "gRPC" in step:
+        step += f". If it is the dashboard, write http://{address}."
+    return InputError("address", address, allowed, step)
+
+
+def unserved(url: str, address: str, error: Exception) -> InputError:
+    """What is said of an address where no job server is reached."""
+    said = " ".join(str(getattr(error, "reason", None) or error).split())
+    step = f"No job server of Ray answers at {url} ({said}). {TUNNEL}"
+    return InputError("address", address, SERVERS, step)
+
+
+def not_asked(address: str) -> InputError:
+    """What is said of a cluster that lets everybody in."""
+    step = "It was started without. " + local.UNPROTECTED
+    return InputError("address", address, "a cluster that asks for a token", step)
 
 
 def within(seconds: float, act: Callable[[], None]) -> None:

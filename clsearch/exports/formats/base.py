@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clsearch.errors import InputError
 from clsearch.exports.standalone import StandaloneModel
-from clsearch.files import parse, sha256_of
+from clsearch.files import file_sha256, parse
 from clsearch.plugins import discover
 
 EMBEDDED = "metadata.json"
@@ -44,7 +44,7 @@ class Format(ABC):
 
     def sha256(self, path: Path) -> str:
         """The SHA-256 of what it wrote."""
-        return sha256_of(path.read_bytes())
+        return file_sha256(path)
 
     @abstractmethod
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:

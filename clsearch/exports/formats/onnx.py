@@ -18,6 +18,7 @@ from clsearch.errors import ClsearchError, DamagedError, InputError
 from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, embedded
 from clsearch.exports.formats.pt2 import export_program
 from clsearch.exports.standalone import StandaloneModel, example_of
+from clsearch.files import content_of
 from clsearch.rng import generator
 
 LARGEST = 2**31 - 2**20
@@ -53,7 +54,7 @@ class Onnx(Format):
 
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
         _require("model", "onnxruntime")
-        session = _session(path, path.read_bytes())
+        session = _session(path, content_of(path))
         text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED, "")
 
         def answer(pixels: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from clsearch.archive import checked_archive
 from clsearch.errors import DamagedError, InputError
 from clsearch.exports.formats.base import EMBEDDED, Format, Loaded, embedded
 from clsearch.exports.standalone import StandaloneModel, example_of
+from clsearch.files import content_of
 
 
 class Program(Format):
@@ -34,7 +35,7 @@ class Program(Format):
         return {}
 
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
-        content = checked_archive(path, path.read_bytes())
+        content = checked_archive(path, content_of(path))
         extra = {EMBEDDED: ""}
         try:
             program = torch.export.load(io.BytesIO(content), extra_files=extra)

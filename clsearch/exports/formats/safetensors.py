@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from clsearch.errors import DamagedError, InputError
 from clsearch.exports.formats.base import Format, Loaded, description_of
 from clsearch.exports.standalone import StandaloneModel, rebuild
-from clsearch.files import parse
+from clsearch.files import content_of, parse
 
 
 class Tensors(Format):
@@ -30,9 +30,9 @@ class Tensors(Format):
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        content, about = path.read_bytes(), description_of(path)
+        content, about = content_of(path), description_of(path)
         try:
-            described: dict[str, Any] = parse(about.read_bytes())
+            described: dict[str, Any] = parse(content_of(about))
             if described["file"] != path.name:
                 raise InputError("model", str(path), f"{described['file']}, of which {about} tells")
             return rebuild(described, load(content)), described
