@@ -281,7 +281,11 @@ class Courier:
         self._closing = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._sent = dict.fromkeys([*ledger, *outbox.identities()])
+        waiting = [name for name in outbox.identities() if name not in ledger]
+        self._sent = set(waiting)
+        """What was sent and is not in the ledger: it waits, or was rejected."""
+        others = [name for name in (*ledger, *waiting) if not name.startswith(FINISH)]
+        self._latest = others[-1] if others else None
         self.problem = ""
 
     def send(self, kind: str, content: Mapping[str, Any], files: Files | None = None) -> None:
@@ -291,10 +295,9 @@ class Courier:
         them in the temporary folder it is given. Raises `StoreError` when it cannot be written.
         """
         plain = {"kind": kind, **jsonable(content)}
-        others = (name for name in reversed(self._sent) if not name.startswith(FINISH))
-        after = next(others, None) if kind == FINISH else None
+        after = self._latest if kind == FINISH else None
         identity = f"{kind}-{digest([plain, after])}"
-        if identity in self._sent:
+        if identity in self._sent or identity in self._ledger:
             return
         try:
             with entry_folder() as folder:
@@ -302,7 +305,9 @@ class Courier:
                 self._outbox.append(identity, {**plain, "time": time.time()}, sources)
         except OSError as error:  # of the disk for temporary files
             raise StoreError(f"an entry for MLflow cannot be written: {error}") from error
-        self._sent[identity] = None
+        self._sent.add(identity)
+        if kind != FINISH:
+            self._latest = identity
         self.wake()
 
     def wake(self) -> None:
@@ -377,6 +382,7 @@ class Courier:
             if entry.identity not in self._ledger:
                 self._deliver(entry.read(), entry.files)
                 self._ledger.add(entry.identity)
+            self._sent.discard(entry.identity)
             self._outbox.remove(entry)
         except Exception as error:  # noqa: BLE001 - whatever a client raises, the thread goes on
             self.problem = describe(error)

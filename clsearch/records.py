@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -34,14 +34,20 @@ def digest(value: Any) -> str:
 
 @cache
 def _types(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    # "keys": else the texts of 16,000 values stay in memory. Of a class alone it cannot be said.
+    return TypeAdapter(tuple[kind], config=ConfigDict(cache_strings="keys"))
 
 
 def checked(value: T) -> T:
     """The dataclass as it is; raises `ValueError` for fields of other types than they declare."""
     # As JSON, in which the strict reader takes mappings for dataclasses and lists for tuples.
     kind: Any = type(value)
-    _types(kind).validate_json(json.dumps(value, default=_fields), strict=True)
+    try:
+        _types(kind).validate_json(json.dumps([value], default=_fields), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        raise ValueError(f"{where}: {first['msg']}") from error
     return value
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from clsearch.errors import StoreError
 from clsearch.mlflow_runs import refused
-from clsearch.outbox import Courier, Entry, Ledger, Outbox
+from clsearch.outbox import FINISH, Courier, Entry, Ledger, Outbox
 
 
 def test_an_entry_that_was_set_aside_and_then_taken_waits_no_more(tmp_path: Path) -> None:
@@ -104,3 +104,33 @@ def test_entries_keep_their_order_beyond_nine(tmp_path: Path) -> None:
     first = again.first()
     assert isinstance(first, Entry)
     assert first.read() == {"n": 0}
+
+
+def test_nothing_is_sent_twice_whether_it_waits_was_delivered_or_refused(tmp_path: Path) -> None:
+    """And an end is another one after something new, also of a later process."""
+
+    def deliver(content: dict[str, Any], files: Path) -> None:
+        offered.append((content["kind"], content["n"]))
+        if content["n"] == 2:
+            raise ValueError("no")
+
+    def through(courier: Courier) -> None:
+        deadline = time.monotonic() + 10
+        while len(box) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(box) == 0, courier.problem
+
+    offered: list[tuple[str, int]] = []
+    for known in (3, 4):
+        box = Outbox(tmp_path / "outbox")
+        courier = Courier(box, Ledger(tmp_path / "ledger"), deliver, lambda error: True)
+        courier._pause = lambda seconds: None  # type: ignore[method-assign]
+        for _ in range(2):
+            for n in range(known):
+                courier.send("x", {"n": n})
+            courier.send(FINISH, {"n": 9})
+            through(courier)
+        courier.close(5)
+    # Refused twice, and offered again by the next process alone.
+    first = [("x", 0), ("x", 1), ("x", 2), ("x", 2), (FINISH, 9)]
+    assert offered == [*first, ("x", 2), ("x", 2), ("x", 3), (FINISH, 9)]
