@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ import torch
 from command import environment
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import clsearch
 from clsearch.config import MethodConfig
@@ -480,9 +482,21 @@ def test_examples_a_program_cannot_be_traced_with(
         export_program(StandaloneModel(*network, 2, None, TASK), example)
 
 
-def test_torchs_cache_of_traced_operators_is_emptied(network: tuple[MLP, Params]) -> None:
+def test_what_torch_traced_with_is_let_go(network: tuple[MLP, Params], tmp_path: Path) -> None:
     """Else a search grows with each commit."""
-    export_program(StandaloneModel(*network, 2, None, TASK), pixels(2).float())
+
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(one, ShapeEnv | FakeTensorMode) for one in gc.get_objects())
+
+    def export() -> None:
+        save_export(tmp_path / "m.pt2", StandaloneModel(*network, 2, None, TASK), {}, force=True)
+
+    export()
+    before = kept()
+    for _ in range(3):
+        export()
+    assert kept() <= before
     assert len(FakeTensorMode.cache) == 0
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 
 from clsearch.archive import checked_archive
@@ -68,4 +69,19 @@ def export_program(model: StandaloneModel, example: Tensor) -> torch.export.Expo
         FakeTensorMode.cache_clear()  # it grows with every program, for good
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # where the code lay on this machine
+    _let_go(program)
     return program
+
+
+def _let_go(program: torch.export.ExportedProgram) -> None:
+    """Opens the circles in which torch keeps what it traced a program with: they go through sizes
+    that the garbage collector cannot see, and would stay for good."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
+
+    traced = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
+    if traced is not None and traced.shape_env is not None:
+        traced.shape_env.tracked_fakes = None
+        traced.shape_env.fake_tensor_cache.clear()
+    for method in vars(ShapeEnv).values():  # several remember what they were asked, and of whom
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
