@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from clsearch.errors import ClsearchError, InputError
-from clsearch.files import cores, machine_memory
+from clsearch.files import cores
+from clsearch.memory import machine_memory
 
 if TYPE_CHECKING:
     from clsearch.data.base import Source

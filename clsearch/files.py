@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clsearch.errors import InputError, StoreError
+from clsearch.memory import machine_memory
 
 ABOUT = "search.json"
 """What a search was: its tasks, the machine that drove it and its versions."""
@@ -109,11 +110,6 @@ def check_readable(path: Path | str, found: os.stat_result) -> None:
         size = found.st_size / (1 << 30)
         said = f"its {size:.1f} GiB are more than a quarter of this machine's memory"
         raise OSError(errno.EFBIG, said, str(path))
-
-
-def machine_memory() -> int:
-    """The memory of this machine, in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def parse(content: bytes | str) -> Any:

@@ -24,6 +24,7 @@ from clsearch.exports.provenance import provenance
 from clsearch.files import ABOUT, atomic_write, machine
 from clsearch.held_out import HeldOut
 from clsearch.identity import without_places
+from clsearch.memory import give_back
 from clsearch.methods.base import ChainState
 from clsearch.protocols import (
     Committed,
@@ -380,6 +381,8 @@ class Search:
         self._files.write(records, [result for result, _ in ended])
         self.found.results += [_bare(result) for result, _ in ended]
         self._reported.difference_update(r.trial_key for r in records)
+        del records, ended
+        give_back()
 
 
 def _bare(result: TaskResult) -> TaskResult:

@@ -16,7 +16,8 @@ SOURCES = {
 }
 
 ROOMS = [
-    *("redaction", "errors", "rng", "records", "space", "options", "plugins", "files"),
+    *("redaction", "errors", "rng", "records", "space", "options", "plugins"),
+    *("memory", "files"),
     *("products", "signals"),
     *("messages", "axes", "config"),
     *("metrics", "selection"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clsearch.errors import StoreError
-from clsearch.files import machine_memory
+from clsearch.memory import machine_memory
 
 GIB = 1 << 30
 SHARE = 4

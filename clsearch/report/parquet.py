@@ -14,11 +14,11 @@ from clsearch.errors import DamagedError
 from clsearch.files import (
     SHARE,
     check_readable,
-    machine_memory,
     replaced,
     sha256_of,
     uncollected,
 )
+from clsearch.memory import machine_memory
 from clsearch.records import (
     Candidate,
     Round,
