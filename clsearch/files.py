@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import gc
 import hashlib
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clsearch.errors import InputError, StoreError
+from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.memory import machine_memory
 
 ABOUT = "search.json"
@@ -33,9 +32,9 @@ ENTRY = "clsearch-entry-"
 then its host, which may share the place with others."""
 PATIENCE = 0.5
 """Seconds to wait for a folder that somebody only looks at."""
-MOST_JSON, SHARE = 64 << 20, 4
-"""Bytes of JSON that are read, and the part of the memory that another file may take: reading it
-takes about three times its size."""
+SHARE, JSON_SHARE = 4, 16
+"""A file is read that has no more than this part of the machine's memory, a quarter or a sixteenth:
+tensors take about three times their file, what JSON says ten times its text."""
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -92,24 +91,25 @@ def file_sha256(path: Path) -> str:
 
 
 def content_of(path: Path) -> bytes:
-    """A file's content. Raises what `check_readable` does."""
+    """A file's content. Raises what `check_readable` does, and `OSError`."""
     check_readable(path, path.stat())
     return path.read_bytes()
 
 
 def check_readable(path: Path | str, found: os.stat_result) -> None:
-    """Looks at a file before it is read, which may come from anybody. Raises `ValueError` for a
-    link, a device or a pipe, and for JSON larger than any of ours; `OSError` for another file that
-    does not fit into this machine's memory, and may be whole all the same."""
+    """Looks at a file before it is read, which may come from anybody: `found` is what the system
+    says of it. Raises `DamagedError` for what is no file, and `StoreError` for what does not fit
+    into this machine's memory, and may be whole all the same."""
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path} is no ordinary file")
-    if str(path).endswith(".json"):
-        if found.st_size > MOST_JSON:
-            raise ValueError(f"{path} has more than {MOST_JSON >> 20} MiB")
-    elif found.st_size > machine_memory() // SHARE:
-        size = found.st_size / (1 << 30)
-        said = f"its {size:.1f} GiB are more than a quarter of this machine's memory"
-        raise OSError(errno.EFBIG, said, str(path))
+        raise DamagedError(f"{path} is no ordinary file")
+    if found.st_size > machine_memory() // (JSON_SHARE if str(path).endswith(".json") else SHARE):
+        raise too_large(path, f"its {found.st_size / (1 << 30):.3g} GiB")
+
+
+def too_large(path: Path | str, what: str) -> StoreError:
+    """What is said of a file that takes too much memory to read."""
+    step = "Use a machine with more, or delete it if it is none of yours"
+    return StoreError(f"{path}: {what} do not fit into this machine's memory. {step}")
 
 
 def parse(content: bytes | str) -> Any:

@@ -80,10 +80,10 @@ def _checked(config: Config, out: str, options: Options) -> Config:
     root = "scenario.root" if options.data is None else "data"
     places = {"out": out, root: scenario.get("root"), "scenario.cache": scenario.get("cache")}
     for field, place in places.items():
-        absolute = str(place).startswith("/" if field == "out" else ("/", "~/"))
-        if place and not (absolute and ".." not in PurePosixPath(str(place)).parts):
-            allowed = "an absolute path without `..`, of a folder on the cluster"
-            raise InputError(field, place, allowed)
+        if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
+            raise InputError(field, place, "an absolute path, of a folder on the cluster")
+    if ".." in PurePosixPath(out).parts:  # what that is there, only the cluster knows
+        raise InputError("out", out, "an absolute path without `..`")
     return config
 
 
@@ -91,7 +91,7 @@ def _submit(server: JobServer, config: Config, out: str, console: Console) -> No
     """Submits a search; prints its id, and how to follow it. Raises `InputError` where another one
     is at work in the same folder."""
     for job in server.jobs().values():
-        if not job.over and PurePosixPath(job.out) == PurePosixPath(out):
+        if not job.over and _place(job.out) == _place(out):
             step = f"{job.id} is at work in it."
             raise InputError("out", out, "a folder that no other search is writing to", step)
     text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
@@ -103,6 +103,11 @@ def _submit(server: JobServer, config: Config, out: str, console: Console) -> No
         say(console, f"{what + ':':20}{_command(verb, name, server)}")
 
 
+def _place(out: str) -> PurePosixPath:
+    """The folder; two slashes in front are one."""
+    return PurePosixPath("/" + out.lstrip("/"))
+
+
 def print_status(name: str, address: str | None, console: Console) -> None:
     """Prints whether a launched search is at work or how it ended, and the last it said."""
     server = _server(address)
@@ -111,9 +116,7 @@ def print_status(name: str, address: str | None, console: Console) -> None:
     say(console, f"{job.name} in {job.out} on the cluster: {job.command}")
     for line in _said(server.log(name))[-LINES:]:
         say(console, f"  {line}")
-    if job.status in ("STOPPED", "FAILED"):
-        when = "Once that is mended, go on with" if job.code == REFUSED else "Go on with"
-        say(console, f"{when}: {_command('resume', name, server)}")
+    _say_how_to_go_on(job, server, console)
 
 
 def print_log(name: str, address: str, follow: bool, console: Console) -> None:
@@ -128,9 +131,9 @@ def print_log(name: str, address: str, follow: bool, console: Console) -> None:
 def stop(name: str, address: str, console: Console) -> None:
     """Stops a launched search as Ctrl-C does, and waits for its end. Raises `ClsearchError` where
     it does not come."""
-    from clsearch.search.ray_jobs import STOP_WITHIN
-
     server = _server(address)
+    from clsearch.search.ray_jobs import STOP_WITHIN  # with Ray
+
     job = _known(server, name)
     if job.over:
         say(console, f"{name} is not at work: {_state(job)}")
@@ -142,8 +145,17 @@ def stop(name: str, address: str, console: Console) -> None:
             raise ClsearchError(f"{name} was told to stop and is still at work in {job.out}")
         time.sleep(0.5)
     say(console, f"{name} {_state(job)}. Finished trials are kept in {job.out}.")
-    if job.status != "SUCCEEDED":
-        say(console, f"Go on with: {_command('resume', name, server)}")
+    _say_how_to_go_on(job, server, console)
+
+
+def _say_how_to_go_on(job: LaunchedJob, server: JobServer, console: Console) -> None:
+    """Nothing of one that is at work or has found all; one that was refused has a config that the
+    same search would be refused with again."""
+    if job.code == InputError.exit_code:
+        step = f"Mend what it says, and launch the config again, with --out {job.out}. "
+        say(console, f"{step}If the config is right: {_command('resume', job.id, server)}")
+    elif job.status in ("STOPPED", "FAILED"):
+        say(console, f"Go on with: {_command('resume', job.id, server)}")
 
 
 def _server(address: str | None) -> JobServer:
@@ -169,8 +181,11 @@ def _command(verb: str, name: str, server: JobServer) -> str:
     return command(verb, name, "--address", server.address)
 
 
-REFUSED = 2
-ENDS: Mapping[int, str] = {REFUSED: "was refused", 130: "was interrupted", 137: "was killed"}
+ENDS: Mapping[int, str] = {
+    InputError.exit_code: "was refused",
+    130: "was interrupted",
+    137: "was killed",
+}
 """How a search ended that did not just fail, by its exit code."""
 
 

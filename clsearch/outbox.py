@@ -193,8 +193,8 @@ class Outbox:
         kept, plain = self._kept(entry), entry.plain()
         try:
             text = content_of(entry.file).decode(errors="replace") if plain else ""
-        except ValueError:
-            text = ""  # larger than any of ours
+        except StoreError:
+            text = ""  # too large
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
         if plain and entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
@@ -226,9 +226,7 @@ class Outbox:
 
 class Ledger:
     """The identities already delivered to one receiver, oldest first: a text file, one a line.
-
-    Raises `StoreError` where it cannot be read.
-    """
+    Raises `StoreError` where it cannot be read."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -236,7 +234,7 @@ class Ledger:
             lines = content_of(file).decode(errors="replace").split()
         except FileNotFoundError:
             lines = []
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise StoreError(f"{file} cannot be read: {error}") from error
         self._known = dict.fromkeys(lines)
 
@@ -299,13 +297,16 @@ class Courier:
         identity = f"{kind}-{digest([plain, after])}"
         if identity in self._sent or identity in self._ledger:
             return
+        self._sent.add(identity)  # before it can be delivered
         try:
             with entry_folder() as folder:
                 sources = files(Path(folder)) if files else {}
                 self._outbox.append(identity, {**plain, "time": time.time()}, sources)
-        except OSError as error:  # of the disk for temporary files
-            raise StoreError(f"an entry for MLflow cannot be written: {error}") from error
-        self._sent.add(identity)
+        except BaseException as error:
+            self._sent.discard(identity)
+            if isinstance(error, OSError):  # of the disk for temporary files
+                raise StoreError(f"an entry for MLflow cannot be written: {error}") from error
+            raise
         if kind != FINISH:
             self._latest = identity
         self.wake()

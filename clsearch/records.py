@@ -46,7 +46,7 @@ def checked(value: T) -> T:
         _types(kind).validate_json(json.dumps([value], default=_fields), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
+        where = ".".join(str(part) for part in first["loc"][1:]) or type(value).__name__
         raise ValueError(f"{where}: {first['msg']}") from error
     return value
 

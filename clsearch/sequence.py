@@ -166,6 +166,7 @@ class Search:
                 written = over
                 self._forget(over)
                 self._write(over)
+                give_back()
         return self.found
 
     def _go_on(self, c: _Chain) -> None:
@@ -381,8 +382,6 @@ class Search:
         self._files.write(records, [result for result, _ in ended])
         self.found.results += [_bare(result) for result, _ in ended]
         self._reported.difference_update(r.trial_key for r in records)
-        del records, ended
-        give_back()
 
 
 def _bare(result: TaskResult) -> TaskResult:

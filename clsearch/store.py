@@ -205,7 +205,7 @@ class Store:
             raise DamagedError(f"{error} is no key of {kind} in {self.root}") from error
 
     def _bytes(self, path: str) -> bytes:
-        """A file's content; on a local disk, raises what `check_readable` does."""
+        """A file's content; of a local disk, it raises what `check_readable` does."""
         if self.local:
             check_readable(path, os.lstat(path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import re
 import secrets
 import signal
@@ -13,16 +14,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from command import Driver, Ended, clsearch, environment, journal, refused, write_config
+from rich.console import Console
 from servers import free_port, keeper
 
 from clsearch.config import load_config
 from clsearch.errors import InputError
-from clsearch.launch import is_job
+from clsearch.launch import _say_how_to_go_on, is_job
 from clsearch.search import reach
+from clsearch.search.ray_jobs import LaunchedJob
 from clsearch.system import check_without_data
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -181,6 +185,7 @@ def test_a_server_that_never_answers_is_left_within_seconds(
     ("status", "body", "words"),
     [
         (200, b'{"ray_version": "2.60.0"}', ["RAY_AUTH_MODE=disabled"]),
+        (200, b"[" * 10_000, ["No job server of Ray"]),
         (401, b"Who are you?", ["No job server of Ray"]),
         (500, b"", ["No job server of Ray"]),
     ],
@@ -214,6 +219,58 @@ def test_who_does_not_ask_as_ray_does_never_gets_the_token(
         server.shutdown()
     refused(ended, "--address", *words)
     assert asked == [None]
+
+
+def test_who_sends_elsewhere_never_gets_the_token(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a cluster that asks as Ray does: it would then be told to the one that sent."""
+
+    class Either(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.server.server_port, self.headers.get("Authorization")))
+            sends = self.server is servers[0]
+            self.send_response(302 if sends else 401)
+            port = servers[1].server_port
+            self.send_header("Location", f"http://127.0.0.1:{port}{self.path}")
+            self.end_headers()
+            self.wfile.write(b"" if sends else b"Unauthorized: no authentication token")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[tuple[int, str | None]] = []
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    servers = [http.server.HTTPServer(("127.0.0.1", 0), Either) for _ in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = servers[0].server_port
+    ended = call("status", "clsearch-x-000000", "--address", f"http://127.0.0.1:{port}")
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    refused(ended, "--address", "No job server of Ray")
+    assert asked == [(port, None)]
+
+
+def said(code: int | None, status: str) -> str:
+    """How to go on with a search that ended so."""
+    console = Console(file=io.StringIO(), width=500)
+    job = LaunchedJob("clsearch-x-000000", status, "x", "/shared/x", "", "", 0.0, 1.0, code)
+    server = SimpleNamespace(address="h:1")
+    _say_how_to_go_on(job, server, console)  # type: ignore[arg-type]
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_refused_search_is_not_just_resumed() -> None:
+    """Its config would be refused again."""
+    resume = "clsearch resume clsearch-x-000000 --address h:1"
+    assert "launch the config again, with --out /shared/x" in said(2, "FAILED")
+    for code, status in ((1, "FAILED"), (None, "STOPPED")):
+        assert "launch" not in said(code, status)
+        assert resume in said(code, status)
+    assert said(0, "SUCCEEDED") == said(None, "RUNNING") == ""
 
 
 def test_a_server_that_answers_without_end_is_left_within_seconds(

@@ -1,7 +1,11 @@
-"""Packs that do not fit into memory, on a processor and, where there is one, on a GPU."""
+"""Packs that do not fit into memory, on a processor and, where there is one, on a GPU; and what a
+process gives back of it."""
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -176,3 +180,25 @@ def test_a_pack_of_the_size_that_is_planned_fits_into_what_was_counted_on(
     print(f"{model}: {size} members, {peak / 2**20:.0f} MiB")
     assert [r.pack_size for r in found] == [size] * size
     assert peak < memory
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no malloc of glibc here")
+def test_what_is_freed_between_what_is_in_use_is_given_back() -> None:
+    """glibc keeps it: a driver would grow by the pages of each task's tables."""
+    code = """
+import os
+from pathlib import Path
+from clsearch.memory import give_back, machine_memory
+
+def own() -> int:
+    said = Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]
+    return int(said) << 10
+
+parts = [os.urandom(600) for _ in range(200_000)]
+kept, full = parts[::1000], own()
+del parts
+give_back()
+assert own() < full - (80 << 20), (full, own())
+assert full < machine_memory()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

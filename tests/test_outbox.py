@@ -121,7 +121,7 @@ def test_nothing_is_sent_twice_whether_it_waits_was_delivered_or_refused(tmp_pat
         assert len(box) == 0, courier.problem
 
     offered: list[tuple[str, int]] = []
-    for known in (3, 4):
+    for known in (3, 3, 4):
         box = Outbox(tmp_path / "outbox")
         courier = Courier(box, Ledger(tmp_path / "ledger"), deliver, lambda error: True)
         courier._pause = lambda seconds: None  # type: ignore[method-assign]
@@ -131,6 +131,25 @@ def test_nothing_is_sent_twice_whether_it_waits_was_delivered_or_refused(tmp_pat
             courier.send(FINISH, {"n": 9})
             through(courier)
         courier.close(5)
-    # Refused twice, and offered again by the next process alone.
-    first = [("x", 0), ("x", 1), ("x", 2), ("x", 2), (FINISH, 9)]
-    assert offered == [*first, ("x", 2), ("x", 2), ("x", 3), (FINISH, 9)]
+        offered.append(("over", known))
+    # Refused twice, and offered again by the next process.
+    assert offered == [
+        *(("x", 0), ("x", 1), ("x", 2), ("x", 2), (FINISH, 9), ("over", 3)),
+        *(("x", 2), ("x", 2), ("over", 3)),
+        *(("x", 2), ("x", 2), ("x", 3), (FINISH, 9), ("over", 4)),
+    ]
+
+
+def test_an_end_is_that_of_what_waited_before(tmp_path: Path) -> None:
+    """Also where nothing of it is delivered yet: it is not sent again by the next process."""
+
+    def deliver(content: dict[str, Any], files: Path) -> None:
+        raise ConnectionError("away")
+
+    for sends in (["a", "b"], ["a", "b"], ["b", "a"]):
+        box = Outbox(tmp_path / "outbox")
+        courier = Courier(box, Ledger(tmp_path / "ledger"), deliver, lambda error: False)
+        for name in sends:
+            courier.send("x", {"name": name})
+        courier.send(FINISH, {})
+        assert courier.close(0) == 3

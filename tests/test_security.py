@@ -30,6 +30,7 @@ from clsearch.errors import ClsearchError, DamagedError, InputError, StoreError
 from clsearch.evaluate import _section
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.pt2 import Program
+from clsearch.files import content_of
 from clsearch.messages import say
 from clsearch.outbox import Ledger, Outbox, describe, jsonable
 from clsearch.redaction import holds_secret, redacted
@@ -87,30 +88,26 @@ def sparse(path: Path) -> None:
         stream.truncate(1 << 42)
 
 
-@pytest.mark.parametrize("name", [MANIFEST, "record.json"])
-def test_a_record_larger_than_any_of_ours_is_damage(tmp_path: Path, name: str) -> None:
-    store = Store(str(tmp_path / "store"))
-    write_record(store, record(), trained())
-    sparse(tmp_path / "store" / "trials" / KEY / name)
-    with pytest.raises(DamagedError, match="more than 64 MiB"):
-        read_record(store, KEY)
-
-
-def test_a_model_larger_than_the_memory_is_not_read_and_not_taken_for_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "share"), [("a.json", 16), ("a.safetensors", 4)])
+def test_a_file_is_read_that_takes_no_more_than_its_share_of_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, share: int
 ) -> None:
+    (tmp_path / name).write_bytes(b"x" * 100)
+    monkeypatch.setattr("clsearch.files.machine_memory", lambda: share * 100)
+    assert content_of(tmp_path / name) == b"x" * 100
+    monkeypatch.setattr("clsearch.files.machine_memory", lambda: share * 100 - 1)
+    with pytest.raises(StoreError, match="do not fit into this machine's memory"):
+        content_of(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "record.json", "model.safetensors"])
+def test_what_does_not_fit_is_not_read_and_not_taken_for_damaged(tmp_path: Path, name: str) -> None:
     """It may be whole, and have been made on another machine: nothing is trained in its place."""
     store = Store(str(tmp_path / "store"))
     write_record(store, record(), trained())
-    file = tmp_path / "store" / "trials" / KEY / "model.safetensors"
-    monkeypatch.setattr("clsearch.files.machine_memory", lambda: 4 * file.stat().st_size)
-    assert read_record(store, KEY) is not None
-    monkeypatch.setattr("clsearch.files.machine_memory", lambda: 4 * file.stat().st_size - 4)
-    with pytest.raises(StoreError, match="a quarter of this machine's memory"):
-        known_record(store, KEY, pytest.fail)
-    monkeypatch.undo()
+    file = tmp_path / "store" / "trials" / KEY / name
     sparse(file)
-    with pytest.raises(StoreError, match="a quarter of this machine's memory"):
+    with pytest.raises(StoreError, match=f"{name}: its 4.1e.03 GiB do not fit"):
         known_record(store, KEY, pytest.fail)
     assert file.exists()
 
@@ -121,13 +118,13 @@ def test_what_waits_for_mlflow_is_read_within_limits(tmp_path: Path) -> None:
     entry = box.first()
     assert entry is not None
     sparse(entry.file)
-    with pytest.raises(DamagedError, match="more than 64 MiB"):
+    with pytest.raises(StoreError, match="do not fit"):
         entry.read()
     box.reject(entry, "too large")
     (kept,) = box.rejected()
     assert json.loads(kept.read_text()) == {"reason": "too large", "entry": ""}
     sparse(tmp_path / "ledger")
-    with pytest.raises(StoreError, match="memory"):
+    with pytest.raises(StoreError, match="do not fit"):
         Ledger(tmp_path / "ledger")
 
 
@@ -135,14 +132,14 @@ def test_what_waits_for_mlflow_is_read_within_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("described", [False, True])
 def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, ending: str, described: bool) -> None:
     place = tmp_path / f"model.{ending}"
+    about = tmp_path / f"{place.name}.json"
     sparse(place)
     if described:
-        (tmp_path / f"{place.name}.json").write_text('{"sha256": ""}')
-    with pytest.raises(ClsearchError, match="memory") as caught:
+        about.write_text('{"sha256": ""}')
+    with pytest.raises(StoreError, match=f"model.{ending}: its 4.1e.03 GiB do not fit"):
         load_export(place)
-    assert caught.value.exit_code == 2
-    sparse(tmp_path / f"{place.name}.json")
-    with pytest.raises(DamagedError, match="more than 64 MiB"):
+    sparse(about)
+    with pytest.raises(StoreError, match=f"{about.name}: its 4.1e.03 GiB do not fit"):
         load_export(place)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from clsearch.data._stored import GIB, ImageFile
 from clsearch.errors import ClsearchError, InputError
-from clsearch.files import atomic_write, cores, parse
+from clsearch.files import atomic_write, content_of, cores, parse
 
 BATCH, WORKERS = 64, 8
 """Images that a worker decodes at a time; workers at most: each has torch in its memory."""
@@ -80,7 +80,7 @@ def decoded_file(
 def _known(image: ImageFile) -> dict[int, str] | None:
     """What is damaged of the images in a file that is there and whole; None where it is not."""
     try:
-        content = parse(image.manifest.read_bytes())
+        content = parse(content_of(image.manifest))
         if image.path.stat().st_size != image.size:
             return None
         if _sha256(image.path) != content["sha256"]:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from clsearch.errors import StoreError
+from clsearch.files import SHARE
 from clsearch.memory import machine_memory
 
 GIB = 1 << 30
-SHARE = 4
-"""A set may take this part of the machine's memory, unless another limit is given: the split, the
-task at hand and the workers' shared copy of it take as much again."""
 CHUNK = 2 << 20
 """Bytes of a file that are worked on at a time."""
 
@@ -27,7 +25,8 @@ class Storage:
     """Where decoded images are kept: in memory up to `limit` bytes, beyond it in files of `folder`.
 
     One storage serves all sources of a scenario: what comes first takes its part first. Default: a
-    quarter of the machine's memory, and the folder `$CLSEARCH_CACHE`, else `~/.cache/clsearch`.
+    quarter of the machine's memory, since the split, the task at hand and the workers' shared copy
+    of it take as much again, and the folder `$CLSEARCH_CACHE`, else `~/.cache/clsearch`.
     """
 
     def __init__(self, limit: int | None = None, folder: str | None = None) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.exports.formats.base import Loaded, description_of, format_of
 from clsearch.exports.standalone import FORMAT, StandaloneModel, example_of, model_of
-from clsearch.files import check_file, check_new, content_of, file_sha256, parse, sha256_of
+from clsearch.files import check_file, check_new, check_readable, content_of, file_sha256, parse
 
 if TYPE_CHECKING:
     from clsearch.methods.base import ChainState
@@ -159,7 +159,7 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
         said = str(error).removeprefix(f"{path} ")
         allowed = "a model that `clsearch export` wrote"
         raise InputError("model", str(path), allowed, f"It {said}.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError("model", str(path), "a model that can be read", str(error)) from error
     if described.get("format") != FORMAT:
         step = f"It does not describe itself as {FORMAT}."
@@ -177,7 +177,8 @@ def _check_sha256(path: Path, about: Path) -> None:
         expected = parse(content_of(about))["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{about} does not describe a model of clsearch: {error!r}") from error
-    if sha256_of(content_of(path)) != expected:
+    check_readable(path, path.stat())
+    if file_sha256(path) != expected:
         raise DamagedError(f"{path} is not what {about} describes (SHA-256 differs)")
 
 

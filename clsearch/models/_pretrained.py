@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from clsearch.errors import InputError
+from clsearch.files import check_readable, content_of, file_sha256
 from clsearch.models._convnet import ConvNet
 from clsearch.models.base import Backbone, BackboneOptions, Params
 
@@ -73,8 +74,9 @@ class Pretrained(ConvNet):
                     self.url, map_location="cpu", progress=False, check_hash=True, weights_only=True
                 )
             elif Path(weights).suffix == ".safetensors":
-                state = load(Path(weights).read_bytes())
+                state = load(content_of(Path(weights)))
             else:
+                check_readable(weights, os.stat(weights))
                 state = torch.load(weights, map_location="cpu", weights_only=True)
             return state
         except (
@@ -106,5 +108,4 @@ def _unreadable(weights: str, error: Exception) -> InputError:
 @cache
 def _sha256(path: Path, modified: int, size: int) -> str:
     """Of a file's content; read again when it changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

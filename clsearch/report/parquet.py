@@ -16,6 +16,7 @@ from clsearch.files import (
     check_readable,
     replaced,
     sha256_of,
+    too_large,
     uncollected,
 )
 from clsearch.memory import machine_memory
@@ -218,7 +219,8 @@ def _table(
 
 def read_table(path: Path) -> Any:
     """A table that `Tables` wrote. Raises `FileNotFoundError`, and `DamagedError` for a file
-    that is cut or changed: pages have their checksums, and the columns have one of ours."""
+    that is cut or changed: pages have their checksums, and the columns have one of ours; what
+    `check_readable` does, also for one that says it has too many rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -227,7 +229,7 @@ def read_table(path: Path) -> Any:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:  # no pandas, as a set
             said = file.metadata
             if 8 * said.num_rows * said.num_columns > machine_memory() // SHARE:
-                raise ValueError("it says that it holds more than fits into the memory")
+                raise too_large(path, f"its {said.num_rows} rows")
             table = file.read()
         if (table.schema.metadata or {}).get(_COLUMNS) != _digest(table.schema):
             raise ValueError("its columns are not those that a search writes")

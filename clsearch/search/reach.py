@@ -3,7 +3,6 @@ Ray is imported, which takes its time."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -15,6 +14,7 @@ from queue import Empty, SimpleQueue
 from urllib.parse import urlsplit
 
 from clsearch.errors import InputError
+from clsearch.files import parse
 from clsearch.redaction import holds_secret
 from clsearch.search import local
 
@@ -30,7 +30,7 @@ TUNNEL = "`ray dashboard cluster.yaml` opens a way to it: http://127.0.0.1:8265.
 DASHBOARD = "A dashboard's address is for `clsearch launch`; this joins the cluster itself."
 
 
-def check_address(address: str, allowed: str = ALLOWED) -> None:
+def check_address(address: str) -> None:
     """Raises `InputError`, within seconds, for an address other than `auto` where no cluster can
     be."""
     if address == "auto":
@@ -41,7 +41,7 @@ def check_address(address: str, allowed: str = ALLOWED) -> None:
     try:
         within(TIMEOUT, lambda: answers(address))
     except (OSError, ValueError) as error:
-        raise unreached(address, error, allowed) from error
+        raise unreached(address, error) from error
 
 
 def check_server(address: str) -> None:
@@ -54,13 +54,20 @@ def check_server(address: str) -> None:
         if not _is_web(address):
             raise InputError("address", address, SERVERS)
         check_asks(address.rstrip("/"), address)
-    else:
-        check_address(address, SERVERS)
+    elif address != "auto":
+        try:
+            within(TIMEOUT, lambda: answers(address))
+        except NotClusterError as error:
+            hint = OSError(f"{error}. If it is the dashboard, write http://{address}.")
+            raise unreached(address, hint, SERVERS) from error
+        except (OSError, ValueError) as error:
+            raise unreached(address, error, SERVERS) from error
 
 
 def check_asks(url: str, address: str) -> None:
-    """Asks a job server once without a token. Raises `InputError` for one that asks for none, where
-    the user did not say that it may, and for what does not ask as Ray does: it is no cluster."""
+    """Asks a job server without a token, before it is told one. Raises `InputError` for one that
+    asks for none, where the user did not say that it may, and for what does not ask as Ray does: it
+    is no cluster."""
     try:
         within(TIMEOUT, lambda: _ask(url))
     except _AskedError:
@@ -75,10 +82,20 @@ class _AskedError(Exception):
     """A job server asks for a token."""
 
 
+class _Straight(urllib.request.HTTPRedirectHandler):
+    """Goes nowhere else: whom it is sent to may ask for the token, and who sends may not."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+_STRAIGHT = urllib.request.build_opener(_Straight)
+
+
 def _ask(url: str) -> None:
     try:
-        with urllib.request.urlopen(f"{url}/api/version", timeout=TIMEOUT) as answer:
-            json.loads(answer.read(10_000))["ray_version"]
+        with _STRAIGHT.open(f"{url}/api/version", timeout=TIMEOUT) as answer:
+            parse(answer.read(10_000))["ray_version"]
     except urllib.error.HTTPError as error:
         if error.code != 401 or b"authentication token" not in error.read(10_000):
             raise
@@ -97,8 +114,6 @@ def _is_web(address: str) -> bool:
 def unreached(address: str, error: Exception, allowed: str = ALLOWED) -> InputError:
     """What is said of an address where no cluster is reached."""
     step = f"The reason: {' '.join(str(error).split())}"
-    if allowed == SERVERS and "gRPC" in step:
-        step += f". If it is the dashboard, write http://{address}."
     return InputError("address", address, allowed, step)
 
 
@@ -135,8 +150,13 @@ def within(seconds: float, act: Callable[[], None]) -> None:
         raise error
 
 
+class NotClusterError(OSError):
+    """Something else than a cluster answers."""
+
+
 def answers(address: str) -> None:
-    """Raises `OSError` or `ValueError` unless something that speaks gRPC answers.
+    """Raises `OSError` or `ValueError` unless something that speaks gRPC answers, `NotClusterError`
+    where something else does.
 
     Left to itself, Ray waits 40 seconds for a port that does not, and minutes for a host.
     """
@@ -152,4 +172,4 @@ def answers(address: str) -> None:
         while len(answer) < 4 and (part := connection.recv(9)):
             answer += part
     if answer[3:4] != b"\x04":  # the type of a SETTINGS frame, with which a server begins
-        raise OSError("what listens there does not speak gRPC")
+        raise NotClusterError("what listens there does not speak gRPC")

@@ -54,7 +54,10 @@ class Onnx(Format):
 
     def load(self, path: Path) -> tuple[Loaded, dict[str, Any]]:
         _require("model", "onnxruntime")
-        session = _session(path, content_of(path))
+        return self._opened(path, content_of(path))
+
+    def _opened(self, path: Path, content: bytes) -> tuple[Loaded, dict[str, Any]]:
+        session = _session(path, content)
         text = session.get_modelmeta().custom_metadata_map.get(EMBEDDED, "")
 
         def answer(pixels: Tensor) -> Tensor:
@@ -146,7 +149,7 @@ def _session(path: Path, content: bytes) -> Any:
 def _check(place: Path, model: StandaloneModel) -> dict[str, Any]:
     """Compares outputs on random pixels. Raises `ClsearchError` where they differ by more than
     `TOLERANCE`, or in the class they name."""
-    answer, _ = Onnx().load(place)
+    answer, _ = Onnx()._opened(place, place.read_bytes())
     draw = generator("onnx")
     pixels = torch.rand(IMAGES, *model.task.shape, generator=draw) * model.task.transform.scale
     pixels = pixels.round()

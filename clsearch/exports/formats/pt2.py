@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._guards import detect_fake_mode
 from torch._subclasses import FakeTensorMode
 
 from clsearch.archive import checked_archive
@@ -78,10 +77,12 @@ def _let_go(program: torch.export.ExportedProgram) -> None:
     that the garbage collector cannot see, and would stay for good."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv  # brings sympy
 
-    traced = detect_fake_mode([node.meta.get("val") for node in program.graph.nodes])
-    if traced is not None and traced.shape_env is not None:
-        traced.shape_env.tracked_fakes = None
-        traced.shape_env.fake_tensor_cache.clear()
+    traced = [getattr(node.meta.get("val"), "fake_mode", None) for node in program.graph.nodes]
+    for sizes in {mode.shape_env for mode in traced if mode is not None} - {None}:
+        if hasattr(sizes, "tracked_fakes"):
+            sizes.tracked_fakes = None
+        if hasattr(sizes, "fake_tensor_cache"):
+            sizes.fake_tensor_cache.clear()
     for method in vars(ShapeEnv).values():  # several remember what they were asked, and of whom
         if hasattr(method, "cache_clear"):
             method.cache_clear()
