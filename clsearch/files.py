@@ -103,7 +103,7 @@ def check_readable(path: Path | str, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise DamagedError(f"{path} is no ordinary file")
     if found.st_size > machine_memory() // (JSON_SHARE if str(path).endswith(".json") else SHARE):
-        raise too_large(path, f"its {found.st_size / (1 << 30):.3g} GiB")
+        raise too_large(path, f"its {found.st_size / (1 << 30):,.1f} GiB")
 
 
 def too_large(path: Path | str, what: str) -> StoreError:

@@ -410,7 +410,7 @@ def test_status_tells_how_far_it_is(searched: tuple[Path, str], call: Any) -> No
     assert "Finished." in ended.out
 
 
-UNREAD = {"status": ["trials.parquet"], "compare": ["trials.parquet", "search.json"]}
+UNREAD = {"status": ["trials.parquet", "search.json"], "compare": ["trials.parquet"]}
 """Files that a command does without."""
 
 
@@ -431,7 +431,7 @@ def test_a_file_larger_than_any_memory_is_named(
             assert ended.code == 0
             continue
         assert ended.code == 1
-        assert f"{name}: its 4.1e+03 GiB do not fit into this machine's memory" in ended.err
+        assert f"{name}: its 4,096.0 GiB do not fit into this machine's memory" in ended.err
         assert len(ended.err.splitlines()) == 1
 
 

@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_not_read_and_not_taken_for_damaged(tmp_path: Path,
     write_record(store, record(), trained())
     file = tmp_path / "store" / "trials" / KEY / name
     sparse(file)
-    with pytest.raises(StoreError, match=f"{name}: its 4.1e.03 GiB do not fit"):
+    with pytest.raises(StoreError, match=f"{name}: its 4,096.0 GiB do not fit"):
         known_record(store, KEY, pytest.fail)
     assert file.exists()
 
@@ -136,10 +136,10 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, ending: str, descr
     sparse(place)
     if described:
         about.write_text('{"sha256": ""}')
-    with pytest.raises(StoreError, match=f"model.{ending}: its 4.1e.03 GiB do not fit"):
+    with pytest.raises(StoreError, match=f"model.{ending}: its 4,096.0 GiB do not fit"):
         load_export(place)
     sparse(about)
-    with pytest.raises(StoreError, match=f"{about.name}: its 4.1e.03 GiB do not fit"):
+    with pytest.raises(StoreError, match=f"{about.name}: its 4,096.0 GiB do not fit"):
         load_export(place)
 
 
