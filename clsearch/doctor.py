@@ -157,7 +157,7 @@ def _memory() -> tuple[int, int]:
     if info.is_file():
         found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="ascii"))
         free = int(found[1]) * 1024 if found else free
-    return total, free
+    return total, min(free, total)  # a container may have less than its machine has free
 
 
 def _gib(size: int) -> str:

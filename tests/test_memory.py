@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clsearch.config import Config
 from clsearch.errors import DeviceLostError
+from clsearch.memory import machine_memory
 from clsearch.methods.base import State
 from clsearch.methods.finetune import Finetune
 from clsearch.protocols import Job
@@ -202,3 +203,14 @@ assert own() < full - (80 << 20), (full, own())
 assert full < machine_memory()
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_memory_is_that_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = machine_memory()
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr("clsearch.memory._LIMITS", (str(tmp_path / "none"), str(limit)))
+    for said, expected in {"max\n": whole, "1000\n": 1000, f"{2**63}\n": whole}.items():
+        limit.write_text(said)
+        assert machine_memory() == expected

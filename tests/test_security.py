@@ -148,8 +148,9 @@ def test_a_record_with_values_of_other_types_is_damage(tmp_path: Path) -> None:
     whole = record().to_json()
     for field, value in {"units": "ab", "task": "1", "lost": 1, "hyperparameters": [1]}.items():
         store.write("trials", field, {"record.json": json.dumps(whole | {field: value}).encode()})
-        with pytest.raises(DamagedError):
+        with pytest.raises(DamagedError, match=f"cannot be read: {field}[:.]") as caught:
             read_record(store, field)
+        assert "\n" not in str(caught.value)
 
 
 def test_yaml_is_bounded_in_depth(tmp_path: Path) -> None:
