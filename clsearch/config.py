@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from clsearch.axes import Grid
@@ -18,6 +15,7 @@ from clsearch.errors import InputError
 from clsearch.messages import NAME, NAME_IN_WORDS, from_pydantic
 from clsearch.options import Strict
 from clsearch.redaction import holds_secret
+from clsearch.yaml_reader import read_yaml
 
 
 class Plugin(BaseModel):
@@ -121,8 +119,8 @@ class AugmentConfig(Strict):
 class TrainingConfig(Strict):
     """How every trial is trained."""
 
-    epochs: int = Field(10, ge=1, description="Passes over the training samples, at most.")
-    batch_size: int = Field(64, ge=1, description="Samples in a step.")
+    epochs: int = Field(10, ge=1, le=10**6, description="Passes over the samples, at most.")
+    batch_size: int = Field(64, ge=1, le=2**31 - 1, description="Samples in a step.")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Update rule.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of `sgd`.")
     patience: int | None = Field(
@@ -280,9 +278,6 @@ class Config(Strict):
         return self.selection.margin if method.margin is None else method.margin
 
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH, MAX_DIGITS = 1_000_000, 100_000, 32, 400
-
-
 def load_config(source: Path | str | Mapping[str, Any]) -> Config:
     """Reads and checks a YAML file, or a mapping of the same keys; raises `InputError` for the
     first thing that is wrong."""
@@ -292,100 +287,6 @@ def load_config(source: Path | str | Mapping[str, Any]) -> Config:
     if not isinstance(data, dict):
         raise InputError("config", str(source), "a YAML mapping with scenario and methods")
     return parse_config(data)
-
-
-def read_yaml(path: Path, field: str) -> Any:
-    """What a YAML file says, within limits of size, depth and numbers; raises `InputError` under
-    `field`."""
-    try:
-        with path.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(field, str(path), "a readable YAML file", str(error)) from error
-    return parse_yaml(raw, str(path), field)
-
-
-class _TooManyError(Exception):
-    """YAML with more values than are read."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Gives up at the first value too many: reading all that 1 MB can hold takes many seconds."""
-
-    count = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        self.count += 1
-        if self.count > MAX_NODES:
-            raise _TooManyError
-        return super().compose_node(parent, index)
-
-
-def parse_yaml(raw: bytes, name: str, field: str) -> Any:
-    """What YAML says, within the same limits; raises `InputError` under `field`, with `name`."""
-    if len(raw) > MAX_BYTES:
-        raise InputError(field, name, "YAML of at most 1 MB")
-    try:
-        loader = _Loader(raw.decode("utf-8"))
-        root = loader.get_single_node()
-        _check_nodes(root, name, field)
-        return None if root is None else loader.construct_document(root)
-    except _TooManyError as error:
-        raise _beyond(field, name) from error
-    except RecursionError as error:
-        raise InputError(field, name, "YAML that is not nested this deep") from error
-    except (yaml.YAMLError, ValueError, AttributeError, OverflowError, LookupError) as error:
-        raise InputError(field, name, "valid YAML", _yaml_said(error)) from error
-
-
-def _yaml_said(error: Exception) -> str:
-    """What the reader said, and where; without what stands there, which may be a secret."""
-    said, mark = str(error), None
-    if isinstance(error, yaml.MarkedYAMLError):
-        said, mark = str(error.problem or error.context), error.problem_mark or error.context_mark
-    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    said = re.sub(r"'.*'|\".*\"", "…", " ".join(said.split()))
-    return f"The reader said: {said}{where}"
-
-
-def _check_nodes(root: yaml.Node | None, path: str, field: str) -> None:
-    """Refuses a key that stands twice, a number of more than `MAX_DIGITS` characters (YAML counts
-    in sixties where there are colons, and takes minutes for a long one), and nodes that with their
-    aliases unfolded would be more than `MAX_NODES` or deeper than `MAX_DEPTH`."""
-    sizes: dict[int, tuple[float, float]] = {}
-
-    def size(node: yaml.Node | None) -> tuple[float, float]:
-        """How many nodes, and how deep."""
-        if id(node) not in sizes:
-            sizes[id(node)] = math.inf, math.inf  # what an alias to a node around it unfolds to
-            children: list[yaml.Node] = []
-            if isinstance(node, yaml.ScalarNode):
-                if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
-                    step = f"It begins in line {node.start_mark.line + 1} of {path}."
-                    allowed = f"numbers of at most {MAX_DIGITS} characters"
-                    raise InputError(field, node.value, allowed, step)
-            elif isinstance(node, yaml.SequenceNode):
-                children = node.value
-            elif isinstance(node, yaml.MappingNode):
-                children = [part for pair in node.value for part in pair]
-                keys = Counter(k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode))
-                for key in (key for key, count in keys.items() if count > 1):
-                    line = node.start_mark.line + 1
-                    step = f"It stands twice in the mapping that begins in line {line} of {path}."
-                    raise InputError(field, key, "each key once", step)
-            below = [size(child) for child in children]
-            nodes = 1 + sum(count for count, _ in below)
-            sizes[id(node)] = nodes, 1 + max((depth for _, depth in below), default=0)
-        return sizes[id(node)]
-
-    nodes, depth = size(root)
-    if nodes > MAX_NODES or depth > MAX_DEPTH:
-        raise _beyond(field, path)
-
-
-def _beyond(field: str, path: str) -> InputError:
-    allowed = f"YAML of at most {MAX_NODES} values, nested at most {MAX_DEPTH} deep"
-    return InputError(field, path, f"{allowed}, aliases unfolded")
 
 
 def parse_config(data: Mapping[str, Any]) -> Config:

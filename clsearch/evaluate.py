@@ -13,15 +13,16 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor
 
-from clsearch.config import Plugin, checked_options, read_yaml
+from clsearch.config import Plugin, checked_options
 from clsearch.data._stored import permuted
 from clsearch.data.base import Samples, Source
-from clsearch.errors import MISSING, InputError, unknown
+from clsearch.errors import MISSING, DamagedError, InputError, unknown
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.base import Loaded
 from clsearch.messages import say
 from clsearch.plugins import discover, find
 from clsearch.scenarios.base import Scenario, Task
+from clsearch.yaml_reader import read_yaml
 
 PARTS = ("test", "validation", "train", "all")
 
@@ -166,7 +167,15 @@ def _answers(answer: Loaded, task: Task, samples: Samples) -> Iterator[tuple[Ten
         for i in range(0, len(samples), size):
             pixels = samples.inputs[i : i + size]
             pixels = pixels if back is None else permuted(pixels, back)
-            yield answer(pixels.to(torch.float32)), samples.labels[i : i + size]
+            yield _answered(answer, pixels.to(torch.float32)), samples.labels[i : i + size]
+
+
+def _answered(answer: Loaded, pixels: Tensor) -> Tensor:
+    try:
+        return answer(pixels)
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise DamagedError(f"the model does not take what it says it takes: {said}") from error
 
 
 def _samples(scenario: Scenario, task: Task, part: str) -> list[Samples]:
@@ -240,10 +249,11 @@ def _scenario(data: str | None, described: Mapping[str, Any], root: Path | str |
 
 def _own(described: Mapping[str, Any]) -> dict[str, Any]:
     """The scenario that a model was trained in."""
-    if "config" not in described:
+    config = described.get("config")
+    own = config.get("scenario") if isinstance(config, Mapping) else None
+    if not isinstance(own, Mapping) or not isinstance(own.get("name"), str):
         raise InputError("data", MISSING, "data to measure: the model does not say its own")
-    own: dict[str, Any] = described["config"]["scenario"]
-    return own
+    return {name: value for name, value in own.items() if name not in ("root", "cache")}
 
 
 def _section(data: str) -> dict[str, Any]:

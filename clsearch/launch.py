@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from clsearch.config import Config, parse_config, parse_yaml
+from clsearch.config import Config, parse_config
 from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.messages import command, duration, printable, say
 from clsearch.search.reach import SERVERS, check_server
+from clsearch.yaml_reader import parse_yaml
 
 if TYPE_CHECKING:
     from clsearch.driver import Options

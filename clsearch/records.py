@@ -43,7 +43,8 @@ def checked(value: T) -> T:
     # As JSON, in which the strict reader takes mappings for dataclasses and lists for tuples.
     kind: Any = type(value)
     try:
-        _types(kind).validate_json(json.dumps([value], default=_fields), strict=True)
+        text = json.dumps([value], default=_fields, allow_nan=False)
+        _types(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or type(value).__name__

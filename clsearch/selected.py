@@ -57,7 +57,7 @@ class _Run:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        return build_scenario(self.config).tasks
+        return build_scenario(self.config, download=False).tasks
 
     @cached_property
     def records(self) -> tuple[TaskRecord, ...]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from clsearch.files import holder
-from clsearch.folder import open_chains, open_store, results_of, run_config
+from clsearch.folder import about, open_chains, open_store, results_of, run_config
 from clsearch.messages import command, say
-from clsearch.system import build_scenario
 
 
 def print_status(out: Path, console: Console) -> None:
@@ -17,7 +16,7 @@ def print_status(out: Path, console: Console) -> None:
     config = run_config(out)
     results = results_of(out)
     at_work = holder(out)
-    tasks = len(build_scenario(config).tasks)
+    tasks = len(about(out).get("tasks", ()))  # none where the search ended before its first
     stored, shared = open_store(out, config).count("trials"), config.resources.storage
     whose = f" at {shared}, of all searches that write there" if shared else ""
     say(console, f"{config.name} in {out}: {stored} finished trials in the journal{whose}")
@@ -39,7 +38,7 @@ def print_status(out: Path, console: Console) -> None:
             say(console, line)
     if at_work:
         say(console, f"A run is at work on it: {at_work}.")
-    elif not open_chains(config, results, tasks):
+    elif tasks and not open_chains(config, results, tasks):
         say(console, "Finished.")
     else:
         say(console, f"Not finished. Go on with: {command('resume', out)}")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MANIFEST = "manifest.json"
+MANIFEST, MOST_FILES = "manifest.json", 2
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 PATIENCE, LONGEST_PAUSE = 60.0, 8.0
 """Seconds an object store may be away, and between two attempts, at most."""
@@ -188,6 +188,8 @@ class Store:
             if not self._patiently(lambda: self._is_there(f"{target}/{MANIFEST}")):
                 return None
             sums = dict(parse(self._bytes(f"{target}/{MANIFEST}"))["files"])
+            if len(sums) > MOST_FILES:
+                raise ValueError(f"it names {len(sums)} files")
             files = {name: self._bytes(f"{target}/{plain(name)}") for name in sums}
         except (*MISSING, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{target} is damaged: {error}") from error
@@ -211,8 +213,7 @@ class Store:
 
         def get() -> bytes:
             with self.fs.open_input_stream(path) as stream:
-                data: bytes = stream.readall()
-                return data
+                return bytes(stream.readall())
 
         return self._patiently(get)
 

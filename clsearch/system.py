@@ -90,10 +90,14 @@ class System:
         return TaskModel(backbone, fitted(chain.params, backbone), task.head, gates)
 
 
-def build_scenario(config: Config) -> Scenario:
-    """The scenario of a config, its options checked. Reads no images."""
+def build_scenario(config: Config, download: bool = True) -> Scenario:
+    """The scenario of a config, its options checked. Reads no images; without `download` it fetches
+    nothing, whatever the config says."""
     kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
-    built: Scenario = kind(checked_options(kind, config.scenario.options, "scenario"))
+    options = dict(config.scenario.options)
+    if not download:
+        options.pop("download", None)
+    built: Scenario = kind(checked_options(kind, options, "scenario"))
     return built
 
 

@@ -214,6 +214,13 @@ def scheme(uri: str) -> str:
     return re.split(r"[:+]", uri)[0]
 
 
+def _host(uri: str) -> str | None:
+    try:
+        return urlsplit(uri).hostname
+    except ValueError:  # half an address of IPv6
+        return None
+
+
 def check_uri(uri: str) -> None:
     """Raises `InputError` for an address MLflow cannot use, or that names a user."""
     shown = re.sub(r"([?#]).*", r"\1…", re.sub("//.*@", "//…@", uri))
@@ -229,7 +236,7 @@ def check_uri(uri: str) -> None:
     if scheme(uri) in ("http", "https") and re.search("[?#]", uri):
         step = "MLflow has no place for it. A token belongs into MLFLOW_TRACKING_TOKEN."
         raise InputError("tracking.uri", shown, "an address of a server without ?… or #…", step)
-    if scheme(uri) in ("http", "https") and not urlsplit(uri).hostname:
+    if scheme(uri) in ("http", "https") and not _host(uri):
         raise InputError("tracking.uri", uri, f"an address with a host, like {HTTP}")
 
 

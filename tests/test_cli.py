@@ -153,7 +153,7 @@ def test_a_wrong_config_is_refused_with_one_message_and_nothing_written(
         ("just words", ("mapping",)),
         ("", ("mapping",)),
         ("name: x\n", ("scenario", "required")),
-        ("a: !!python/object/apply:os.system ['true']", ("valid YAML",)),
+        ("a: !!python/object/apply:os.system ['true']", ("without a tag",)),
         ("name: \xff", ("valid YAML",)),
         *((f"name: !!{word}", ("valid YAML",)) for word in ("int ''", "float _", "bool maybe")),
     ],
@@ -410,7 +410,7 @@ def test_status_tells_how_far_it_is(searched: tuple[Path, str], call: Any) -> No
     assert "Finished." in ended.out
 
 
-UNREAD = {"status": ["trials.parquet", "search.json"], "compare": ["trials.parquet"]}
+UNREAD = {"status": ["trials.parquet"], "compare": ["trials.parquet"]}
 """Files that a command does without."""
 
 
@@ -665,6 +665,19 @@ def test_a_search_is_stopped_while_ray_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "config.yaml").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_search_is_stopped_after_ray_has_ended(tmp_path: Path, name: str) -> None:
+    """While the report is made, or MLflow is told of the end."""
+    out = tmp_path / "out"
+    driver = Driver(tmp_path, "run", write_config(tmp_path / "c.yaml"), "--out", out)
+    driver.until(lambda: (out / "report").exists() or any(out.glob("report*")))
+    driver.process.send_signal(getattr(signal, name))
+    assert driver.wait() == 130
+    assert f"Go on with: clsearch resume {out}" in driver.stderr.replace("\n", " ")
+    assert len(driver.stderr.splitlines()) == 1
+
+
 def test_a_run_that_ends_without_a_word_has_the_way_on_printed(tmp_path: Path) -> None:
     code = """
 import os, sys
@@ -688,6 +701,7 @@ with watched("clsearch resume somewhere"):
     [
         ("http://user:secret@127.0.0.1:5", "MLFLOW_TRACKING_USERNAME"),
         ("http://", "a host"),
+        ("http://[::1", "a host"),
     ],
 )
 def test_an_address_with_a_password_or_without_a_host_is_refused(

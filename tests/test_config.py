@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from clsearch.axes import Space, axis_values
-from clsearch.config import MAX_BYTES, Config, ResourcesConfig, load_config, parse_config
+from clsearch.config import Config, ResourcesConfig, load_config, parse_config
 from clsearch.data.digits import Digits
 from clsearch.errors import InputError
 from clsearch.identity import identity, without_places
@@ -28,6 +28,7 @@ from clsearch.scenarios.sequence import Sequence
 from clsearch.sequence import Search
 from clsearch.store import Store
 from clsearch.system import build_scenario, build_system, grid_of, resolve
+from clsearch.yaml_reader import MAX_BYTES
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.yaml"))
 AXIS = "a list of numbers, {logspace: [low, high, n]}, {linspace: [low, high, n]} or a number"
@@ -392,7 +393,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b"name: \xff\xfe", "valid YAML"),
     "UTF-16": ("name: x".encode("utf-16"), "valid YAML"),
     "control characters": (b"name: \x00\x01", "valid YAML"),
-    "python object": (b"name: !!python/object/apply:os.system [echo]", "valid YAML"),
+    "python object": (b"name: !!python/object/apply:os.system [echo]", "without a tag"),
     "no such day": (b"name: 2024-13-45", "valid YAML"),
     "no such int": (b"seeds: [!!int x]", "valid YAML"),
     "no such time": (b"name: !!timestamp x", "valid YAML"),

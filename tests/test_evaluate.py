@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
@@ -210,6 +211,52 @@ def test_a_model_that_does_not_describe_itself_is_refused(
     assert ended.code in (1, 2), ended.err
     assert len(ended.err.splitlines()) == 1
     assert "descri" in ended.err
+
+
+ODD = [None, 7, "x", [], {}, [1], -1, True, 1e300, "/etc/passwd"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_a_description_with_odd_values_is_no_traceback(
+    permuted: Path, tmp_path: Path, call: Any, suffix: str
+) -> None:
+    """Each value of it in turn is another; what stands in an ONNX file is made anew."""
+    file = tmp_path / f"m.{suffix}"
+    export(permuted, "finetune", 1, file)
+    beside = file.with_name(f"{file.name}.json")
+    whole = json.loads(beside.read_text())
+    places = [
+        (part, key)
+        for part in ("architecture", "task", "input", "output", "config")
+        for key in whole[part]
+    ]
+    for i, (part, key) in enumerate(places):
+        said = {**whole, part: {**whole[part], key: ODD[i % len(ODD)]}}
+        if suffix == "onnx":
+            said.pop("sha256")
+            loaded = onnx.load(file)
+            loaded.metadata_props[0].value = json.dumps(said)
+            odd = tmp_path / "odd.onnx"
+            onnx.save(loaded, odd)
+            ended = call("evaluate", odd)
+        else:
+            beside.write_text(json.dumps(said))
+            ended = call("evaluate", file)
+        assert ended.code in (0, 1, 2), (part, key, ended.err)
+        assert len(ended.err.splitlines()) == bool(ended.code), (part, key, ended.err)
+
+
+def test_an_onnx_file_with_weights_elsewhere_is_refused(
+    permuted: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be read from the folder one stands in."""
+    file = tmp_path / "m.onnx"
+    export(permuted, "finetune", 1, file)
+    odd, loaded = tmp_path / "odd.onnx", onnx.load(file)
+    onnx.save(loaded, odd, save_as_external_data=True, location="weights", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "weights").stat().st_size > 0
+    refused(call("evaluate", odd), "model", "keeps weights in other files")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, call: Any) -> None:

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -252,6 +252,100 @@ def test_who_sends_elsewhere_never_gets_the_token(
         server.server_close()
     refused(ended, "--address", "No job server of Ray")
     assert asked == [(port, None)]
+
+
+def told(
+    answer: Callable[[str, bool], tuple[int, bytes]],
+) -> tuple[http.server.HTTPServer, list[tuple[str, bool]]]:
+    """A server on loopback: of each request its path, and whether the token came with it."""
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            token = self.headers.get("Authorization") is not None
+            asked.append((self.path, token))
+            status, body = answer(self.path, token)
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "http://127.0.0.1:1/")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[tuple[str, bool]] = []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server, asked
+
+
+ASKS = 401, b"Unauthorized: no authentication token"
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+def test_no_proxy_is_asked_in_place_of_the_server_or_gets_its_token(
+    call: Any, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """One may ask for the token where the server does not, and the other way round."""
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    proxy, seen = told(lambda path, token: ASKS)
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
+    for asks in (True, False):
+        answer = ASKS if asks else (200, b'{"ray_version": "2.60.0"}')
+        server, asked = told(lambda path, token, answer=answer: answer)  # type: ignore[misc]
+        address = f"http://127.0.0.1:{server.server_port}"
+        refused(call("status", "clsearch-x-000000", "--address", address), "--address")
+        assert asked[0] == ("/api/version", False)
+        assert any(token for _, token in asked) == asks
+        server.shutdown()
+    proxy.shutdown()
+    assert seen == []
+
+
+VERSION = b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "x"}'
+ODD = {
+    "no version": {"/api/version": (200, b"{}")},
+    "a list as version": {"/api/version": (200, b"[1]")},
+    "elsewhere": {"/api/version": (302, b"")},
+    "nothing for jobs": {"/api/jobs/": (200, b"null")},
+    "a number for jobs": {"/api/jobs/": (200, b"7")},
+    "a list of numbers": {"/api/jobs/": (200, b"[1]")},
+    "elsewhere for jobs": {"/api/jobs/": (302, b"")},
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_answers_of_a_server_that_asked_for_the_token(
+    call: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    usual = {"/api/version": (200, VERSION)}
+    answers = {**usual, **ODD[what]}
+    server, asked = told(lambda path, token: answers.get(path, (404, b"")) if token else ASKS)
+    address = f"http://127.0.0.1:{server.server_port}"
+    ended = call("status", "clsearch-x-000000", "--address", address)
+    server.shutdown()
+    assert ended.code in (1, 2)
+    assert ended.err.startswith("clsearch: ")
+    assert len(ended.err.splitlines()) == 1
+    assert any(token for _, token in asked)
+
+
+def test_a_server_that_asks_and_then_is_silent_is_left_within_seconds(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsearch.search.ray_jobs.TIMEOUT", 0.5)
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+    over = threading.Event()
+    server, _ = told(lambda path, token: ASKS if not token else (over.wait(20), b"")[:0] or ASKS)
+    address, began = f"http://127.0.0.1:{server.server_port}", time.monotonic()
+    refused(call("status", "clsearch-x-000000", "--address", address), "no answer within 1 s")
+    assert time.monotonic() - began < 5
+    over.set()
+    server.shutdown()
 
 
 def said(code: int | None, status: str) -> str:

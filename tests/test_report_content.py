@@ -431,6 +431,23 @@ def test_a_damaged_file_is_named(folder: Path, name: str) -> None:
         report([folder])
 
 
+@pytest.mark.parametrize("value", ["Infinity", "-Infinity", "NaN", "1e999"])
+def test_a_number_that_is_not_finite_is_damage(folder: Path, value: str) -> None:
+    text = (folder / "selections.json").read_text()
+    changed = re.sub(r'"margin": [0-9.]+', f'"margin": {value}', text, count=1)
+    assert changed != text
+    (folder / "selections.json").write_text(changed)
+    with pytest.raises(DamagedError, match="selections"):
+        report([folder])
+
+
+def test_a_page_that_is_a_pipe_is_no_report(folder: Path, tmp_path: Path, call: Call) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    os.mkfifo(there / "index.html")
+    assert call("report", folder, "--to", there).code == 2
+
+
 def test_an_unfinished_folder_is_reported_with_what_is_there(folder: Path, call: Call) -> None:
     for name in ("trials.parquet", "scan.parquet", "selections.json", "accuracy_matrix.json"):
         (folder / name).unlink()

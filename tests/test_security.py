@@ -25,7 +25,7 @@ from test_store import record, trained
 from torch import Tensor
 
 from clsearch.archive import checked_archive
-from clsearch.config import MAX_DEPTH, MAX_NODES, load_config
+from clsearch.config import load_config
 from clsearch.errors import ClsearchError, DamagedError, InputError, StoreError
 from clsearch.evaluate import _section
 from clsearch.exports.files import load_export
@@ -35,6 +35,7 @@ from clsearch.messages import say
 from clsearch.outbox import Ledger, Outbox, describe, jsonable
 from clsearch.redaction import holds_secret, redacted
 from clsearch.store import MANIFEST, Store, known_record, read_record, write_record
+from clsearch.yaml_reader import MAX_DEPTH, MAX_KEYS, MAX_NODES
 
 KEY = "k" * 32
 PATHS = ["../../secret", "/etc/passwd", "..", ".", "", ".hidden", "a/b", "a\\b"]
@@ -143,10 +144,19 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, ending: str, descr
         load_export(place)
 
 
+def test_a_bundle_has_no_more_files_than_any_of_ours(tmp_path: Path) -> None:
+    """Each may be as large as fits into the memory."""
+    store = Store(str(tmp_path))
+    store.write("trials", KEY, {name: b"" for name in ("a", "b", "c")})
+    with pytest.raises(DamagedError, match="names 3 files"):
+        store.read("trials", KEY)
+
+
 def test_a_record_with_values_of_other_types_is_damage(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     whole = record().to_json()
-    for field, value in {"units": "ab", "task": "1", "lost": 1, "hyperparameters": [1]}.items():
+    wrong = {"units": "ab", "task": "1", "lost": 1, "hyperparameters": [1]}
+    for field, value in wrong.items():
         store.write("trials", field, {"record.json": json.dumps(whole | {field: value}).encode()})
         with pytest.raises(DamagedError, match=f"cannot be read: {field}[:.]") as caught:
             read_record(store, field)
@@ -178,6 +188,24 @@ def test_yaml_is_read_no_further_than_it_may_go(tmp_path: Path) -> None:
     file.write_text("seeds: [" + "1," * (MAX_NODES + 1) + "}")  # which is not even YAML
     with pytest.raises(InputError, match=f"at most {MAX_NODES} values"):
         load_config(file)
+
+
+YAML = {
+    "a number that is a mapping": "a: !!int {=: '" + "1:" * 200_000 + "1'}",
+    "a time that is a mapping": "name: !!timestamp {=: 2001-01-01}",
+    "a set": "seeds: !!set {1, 2}",
+    "numbers with one hash": "{" + ", ".join(f"{i * (2**61 - 1)}: 0" for i in range(30_000)) + "}",
+}
+
+
+@pytest.mark.parametrize("what", YAML)
+def test_yaml_that_takes_more_than_its_length_is_refused(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(YAML[what])
+    began = time.process_time()
+    with pytest.raises(InputError, match=f"without a tag|at most {MAX_KEYS} keys"):
+        load_config(file)
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

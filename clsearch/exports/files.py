@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.exports.formats.base import Loaded, description_of, format_of
 from clsearch.exports.standalone import FORMAT, StandaloneModel, example_of, model_of
@@ -131,11 +133,23 @@ def write_model_files(
     np.save(folder / "example.npy", example_of(model).numpy(), allow_pickle=False)
 
 
-DESCRIBED = {
-    "task": {"number", "name", "classes"},
-    "input": {"shape", "high", "permuted"},
-    "output": {"is"},
-}
+class _Task(BaseModel):
+    number: int = Field(ge=1)
+    name: str
+    classes: list[str]
+
+
+class _Input(BaseModel):
+    shape: list[Any] = Field(min_length=4, max_length=4)
+    high: float
+    permuted: bool
+
+
+class _Output(BaseModel):
+    what: str = Field(alias="is")
+
+
+DESCRIBED: dict[str, type[BaseModel]] = {"task": _Task, "input": _Input, "output": _Output}
 """What a model has to say of itself to be measured."""
 
 
@@ -164,11 +178,15 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
     if described.get("format") != FORMAT:
         step = f"It does not describe itself as {FORMAT}."
         raise InputError("model", str(path), "a model that `clsearch export` wrote", step)
-    for part, names in DESCRIBED.items():
-        own = described.get(part)
-        if not isinstance(own, dict) or not own.keys() >= names:
-            step = f"Its description has no whole `{part}` ({', '.join(sorted(names))})."
-            raise InputError("model", str(path), "a model that `clsearch export` wrote", step)
+    for part, needed in DESCRIBED.items():
+        try:
+            needed.model_validate(described.get(part), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join([part, *map(str, first["loc"])])
+            step = f"Its description has no whole `{part}` ({where}: {first['msg']})."
+            allowed = "a model that `clsearch export` wrote"
+            raise InputError("model", str(path), allowed, step) from error
     return answer, described
 
 

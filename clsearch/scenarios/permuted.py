@@ -19,7 +19,7 @@ class PermutedOptions(SourceOptions):
         description="`domain_incremental` gives all tasks one output layer, `task_incremental`"
         " one each.",
     )
-    tasks: int = Field(5, ge=1, description="Number of tasks.")
+    tasks: int = Field(5, ge=1, le=10_000, description="Number of tasks.")
     first_identity: bool = Field(
         True,
         description="Task 1 shows the images as they are (SLNI §3.1); false permutes it as well"

@@ -145,7 +145,8 @@ class RaySearcher:
     def close(self) -> None:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
         self.end()
-        ray.shutdown()
+        with local.own_signals():  # Ray takes its own away, and leaves none
+            ray.shutdown()
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
 

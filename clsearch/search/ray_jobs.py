@@ -19,10 +19,10 @@ from clsearch.search.reach import (
     TIMEOUT,
     TUNNEL,
     check_asks,
-    check_server,
     not_asked,
     unreached,
     unserved,
+    within,
 )
 
 T = TypeVar("T")
@@ -43,6 +43,8 @@ ABSENT = (
 _NOT_FOUND = 127
 
 _FAILURES = (OSError, RuntimeError, ValueError, ray.exceptions.RayError)
+_ODD = (KeyError, TypeError, AttributeError)
+"""What Ray's client raises where an answer is none of Ray's."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ class JobServer:
     """The job server of a running cluster, asked with the cluster's token, or knowingly without.
 
     `address` is that of its dashboard (http://HOST:PORT), or of the cluster (`auto`, HOST:PORT),
-    which says where its dashboard is. Raises `InputError` within seconds where none answers, and
-    for a cluster without a token unless the user said that it may be one.
+    which says where its dashboard is; `check_server` has nothing against it. Raises `InputError`
+    within seconds where none answers, and for a cluster without a token unless the user said that
+    it may be one.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        check_server(address)
         token = local.cluster_token(address)
         self._url = address.rstrip("/")
         if "://" not in address:
@@ -90,16 +92,19 @@ class JobServer:
         named = dict.fromkeys(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"))
         try:
             with authenticated(token), local.environment(named):
-                self._client = _client()(self._url)
+                within(2 * TIMEOUT, self._connect)
         except ray.exceptions.AuthenticationError as error:
             raise _refused(address) from error
-        except _FAILURES as error:
+        except (*_FAILURES, *_ODD) as error:
             raise unserved(self._url, address, error) from error
+
+    def _connect(self) -> None:
+        self._client = _client()(self._url)
 
     def _ask(self, act: Callable[[], T]) -> T:
         try:
             return act()
-        except _FAILURES as error:
+        except (*_FAILURES, *_ODD) as error:
             said = " ".join(str(error).split())
             what = f"the job server at {self._url} failed, or gave no answer: {said}"
             raise ClsearchError(what) from error
@@ -127,7 +132,7 @@ class JobServer:
 
     def jobs(self) -> dict[str, LaunchedJob]:
         """The searches that were launched on the cluster, by their ids, the latest last."""
-        found = map(_launched, self._ask(self._client.list_jobs))
+        found = self._ask(lambda: [_launched(job) for job in self._client.list_jobs()])
         return {job.id: job for job in sorted(filter(None, found), key=lambda job: job.started)}
 
     def stop(self, job: str) -> None:
@@ -169,7 +174,9 @@ def _client() -> type[Any]:
     kind = job_client()
 
     def request(self: Any, method: str, endpoint: str, **options: Any) -> Any:
-        return kind._do_request(self, method, endpoint, timeout=TIMEOUT * 6, **options)
+        # Straight to whom was asked whether he asks for the token, and nowhere else.
+        told = {"proxies": dict.fromkeys(("http", "https"), ""), "allow_redirects": False}
+        return kind._do_request(self, method, endpoint, timeout=TIMEOUT * 6, **told, **options)
 
     return type("Client", (kind,), {"_do_request": request})
 

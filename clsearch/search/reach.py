@@ -27,6 +27,7 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 ALLOWED = "auto, or HOST:PORT of a running Ray cluster"
 SERVERS = "auto, HOST:PORT of a running Ray cluster, or http://HOST:PORT of its dashboard"
 TUNNEL = "`ray dashboard cluster.yaml` opens a way to it: http://127.0.0.1:8265."
+HEAD = "Is Ray at work there (`ray status`), and its port open from here?"
 DASHBOARD = "A dashboard's address is for `clsearch launch`; this joins the cluster itself."
 
 
@@ -89,7 +90,8 @@ class _Straight(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_STRAIGHT = urllib.request.build_opener(_Straight)
+_STRAIGHT = urllib.request.build_opener(_Straight, urllib.request.ProxyHandler({}))
+"""Through no proxy of the environment, which would be asked in place of the job server."""
 
 
 def _ask(url: str) -> None:
@@ -113,7 +115,7 @@ def _is_web(address: str) -> bool:
 
 def unreached(address: str, error: Exception, allowed: str = ALLOWED) -> InputError:
     """What is said of an address where no cluster is reached."""
-    step = f"The reason: {' '.join(str(error).split())}"
+    step = f"The reason: {' '.join(str(error).split()).rstrip('.')}. {HEAD}"
     return InputError("address", address, allowed, step)
 
 

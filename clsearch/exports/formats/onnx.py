@@ -23,6 +23,9 @@ from clsearch.rng import generator
 
 LARGEST = 2**31 - 2**20
 """Bytes of a model in one file: the format counts them by 31 bits."""
+_ELSEWHERE = b"\n\x08location"
+"""The key under which ONNX names another file with a tensor's numbers, which would be read from the
+folder one stands in."""
 TOLERANCE = 1e-4
 """How far outputs may be from the model's: in units of the largest of them, where that is above 1,
 since float32 has seven digits."""
@@ -138,6 +141,8 @@ def _session(path: Path, content: bytes) -> Any:
         *(raised.Fail, raised.InvalidArgument, raised.InvalidGraph, raised.InvalidProtobuf),
         *(raised.NoModel, raised.NotImplemented, raised.RuntimeException),
     )
+    if _ELSEWHERE in content:
+        raise DamagedError(f"{path} keeps weights in other files, as no model of clsearch does")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception
     try:

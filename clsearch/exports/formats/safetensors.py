@@ -11,6 +11,9 @@ from clsearch.exports.formats.base import Format, Loaded, description_of
 from clsearch.exports.standalone import StandaloneModel, rebuild
 from clsearch.files import content_of, parse
 
+_ODD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What comes of a description that is not what `StandaloneModel.describe` writes."""
+
 
 class Tensors(Format):
     """safetensors: no code, and nothing to unpickle."""
@@ -36,7 +39,6 @@ class Tensors(Format):
             if described["file"] != path.name:
                 raise InputError("model", str(path), f"{described['file']}, of which {about} tells")
             return rebuild(described, load(content)), described
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise DamagedError(
-                f"{about} does not describe a model of clsearch: {error!r}"
-            ) from error
+        except (*_ODD, RuntimeError, SafetensorError) as error:
+            said = repr(error).partition("\n")[0]
+            raise DamagedError(f"{about} does not describe a model of clsearch: {said}") from error
