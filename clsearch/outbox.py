@@ -106,8 +106,8 @@ class Entry:
             raise DamagedError(f"{self.file} has a link, a device or a pipe among its files.")
         try:
             content = parse(content_of(self.file))
-        except (ValueError, StoreError) as error:
-            raise DamagedError(f"{self.file} is no entry: {error}") from error
+        except (ValueError, StoreError) as error:  # or too large
+            raise DamagedError(f"{self.file} is not valid JSON to read: {error}") from error
         if not isinstance(content, dict):
             raise DamagedError(f"{self.file} does not hold an entry.")
         return content

@@ -899,7 +899,7 @@ def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
     tracker.start(INFO)
     tracker.trial(trial(1))
     assert tracker.close(60) == 0
-    assert "not valid JSON" in tracker.rejected[0].read_text()
+    assert "is not valid JSON to read" in tracker.rejected[0].read_text()
     assert len(runs(client(out))) == 3
     assert [f.name for f in folder.iterdir()] == ["rejected"]
 
