@@ -36,9 +36,9 @@ class Quantity:
     """What every trial may add beside."""
 
 
-RECORD = 1.2 / 1024
-"""MiB of the driver a trial, an allowance: for its keys, by which nothing is sent to MLflow twice,
-and its rows of the tables and of the selection, compressed, whose size is not measured here."""
+RECORD = 0.8 / 1024
+"""MiB of the driver a trial, an allowance: for its name, by which nothing is sent to MLflow twice
+(two while it waits), and its rows of the tables and of the selection, compressed."""
 
 WHOLE = 0.02
 """Processes, threads or descriptors a task: one more in all over fifty tasks. A leak in every task
