@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Driver:
         """
         watched = [p for p in self.family if agents or not is_agent(p)]
         _, alive = psutil.wait_procs(watched, timeout=seconds)
-        return [f"{p.pid} {p.name()}" for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+        return [str(p) for p in alive if lives(p)]
 
     def end(self) -> None:
         """Ends what is left of it, whatever happened."""
@@ -103,13 +104,37 @@ class Driver:
 def is_agent(process: psutil.Process) -> bool:
     """Whether it is one of Ray's two agents: by its title, or by its script as long as it starts,
     which the raylet has within an argument."""
+    given = arguments(process)
+    return given[:1] in (["ray::DashboardAgent"], ["ray::RuntimeEnvAgent"]) or any(
+        one.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for one in given
+    )
+
+
+def arguments(process: psutil.Process) -> list[str]:
+    """Its command line; that of a process that is over is empty."""
     try:
-        arguments = process.cmdline()
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
+def listening(processes: Iterable[psutil.Process]) -> set[tuple[str, int]]:
+    """The addresses and ports at which they take connections."""
+    found = set()
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((connection.laddr.ip, connection.laddr.port))
+    return found
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended: a zombie has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-    return arguments[:1] in (["ray::DashboardAgent"], ["ray::RuntimeEnvAgent"]) or any(
-        one.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for one in arguments
-    )
 
 
 def write_config(path: Path, **sections: Any) -> Path:

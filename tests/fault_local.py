@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from command import Driver
+from command import Driver, arguments
 from fault_matrix import PATIENCE, Damage, Finished, Ground, fault, faults_config, finished
 
 from clsearch.files import LOCK, cores
@@ -31,10 +31,7 @@ def idle_workers(driver: Driver) -> list[psutil.Process]:
     """The workers of a driver that are between two trials."""
     found = []
     for process in driver.descendants():
-        try:
-            title = (process.cmdline() or [""])[0]
-        except psutil.NoSuchProcess:
-            continue
+        title = "".join(arguments(process)[:1])
         if title.startswith("ray::ImplicitFunc") and not title.endswith(".train"):
             found.append(process)
     return found

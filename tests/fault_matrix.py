@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from command import Driver, clsearch, environment, is_agent, write_config
+from command import Driver, clsearch, environment, is_agent, lives, write_config
 from pyarrow import fs
 
 from clsearch.store import MANIFEST, Store
@@ -274,7 +274,7 @@ class Ground:
         folders = {str(one.folder / "injection") for one in (self, *self._others)}
         found = [process for process in psutil.process_iter() if _notes(process) in folders]
         _, alive = psutil.wait_procs([p for p in found if not is_agent(p)], timeout=60)
-        return [str(p) for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+        return [str(p) for p in alive if lives(p)]
 
     def end(self) -> None:
         """Ends what is left of all drivers, whatever happened."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import Driver
+from command import Driver, arguments
 from fault_local import ended_well, fill, small_disk
 from fault_matrix import PATIENCE, Damage, Finished, Ground, fault, finished
 from object_store import CREDENTIALS, ObjectStore, object_store
@@ -216,9 +216,7 @@ def deliverer_killed(ground: Ground) -> Damage:
 
 
 def _delivers(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return BEGIN in process.cmdline()
-    return False
+    return BEGIN in arguments(process)
 
 
 @fault("MLflow server's disk full", long=True)

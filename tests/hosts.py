@@ -21,7 +21,7 @@ from typing import IO
 
 import psutil
 import pytest
-from command import ROOT
+from command import ROOT, arguments
 
 NETWORK, FIRST = "198.51.100", 10
 """Addresses for examples (RFC 5737): no machine has them. The hosts are numbered from FIRST on."""
@@ -98,11 +98,7 @@ class Host:
 
     def processes(self) -> list[str]:
         """The command lines of what runs here."""
-        lines = []
-        for process in _children(self._init):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                lines.append(" ".join(process.cmdline()))
-        return lines
+        return [" ".join(arguments(process)) for process in _children(self._init)]
 
     def kill(self) -> None:
         """SIGKILL to all that runs here."""

@@ -43,6 +43,13 @@ cluster.shutdown()
 """
 
 
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell that commands are given in has the cluster's token."""
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[str, str]]:
     """A head with a dashboard on loopback: the address of the dashboard, and its own."""
@@ -129,8 +136,6 @@ def test_what_a_cluster_refuses(
     cluster: tuple[str, str], call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dashboard, gcs = cluster
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
     refused(call("status", "clsearch-x-000000", "--address", gcs), "JOB", "clsearch-x-000000")
     refused(call("stop", "somewhere", "--address", dashboard), "JOB", "somewhere")
     port = dashboard.rpartition(":")[2]
@@ -157,11 +162,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("what", DEAD)
-def test_a_dead_address_is_refused_at_once(
-    call: Any, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
+def test_a_dead_address_is_refused_at_once(call: Any, what: str) -> None:
     address = DEAD[what].format(port=free_port())
     assert reach.TIMEOUT < 10
     began = time.monotonic()
@@ -174,11 +175,40 @@ def test_a_server_that_never_answers_is_left_within_seconds(
     call: Any, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setattr(reach, "TIMEOUT", 0.5)
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
         refused(call("status", "clsearch-x-000000", "--address", address), "--address", address)
+
+
+@contextlib.contextmanager
+def told(
+    answer: Callable[[str, bool], tuple[int, bytes]],
+) -> Iterator[tuple[str, list[tuple[str, bool]]]]:
+    """A server on loopback: its address; of each request its path, and whether the token came with
+    it. It sends on to what a 302 has as its body."""
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            token = self.headers.get("Authorization") is not None
+            asked.append((self.path, token))
+            status, body = answer(self.path, token)
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", body.decode())
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[tuple[str, bool]] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+ASKS = 401, b"Unauthorized: no authentication token"
 
 
 @pytest.mark.parametrize(
@@ -191,115 +221,39 @@ def test_a_server_that_never_answers_is_left_within_seconds(
     ],
 )
 def test_who_does_not_ask_as_ray_does_never_gets_the_token(
-    call: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    status: int,
-    body: bytes,
-    words: list[str],
+    call: Any, tmp_path: Path, status: int, body: bytes, words: list[str]
 ) -> None:
-    class Other(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.headers.get("Authorization"))
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    asked: list[str | None] = []
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
-    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        config = write_config(tmp_path / "c.yaml")
+    config = write_config(tmp_path / "c.yaml")
+    with told(lambda path, token: (status, body)) as (address, asked):
         ended = call("launch", config, "--address", address, "--out", "/shared/x")
-        server.shutdown()
     refused(ended, "--address", *words)
-    assert asked == [None]
+    assert [token for _, token in asked] == [False]
 
 
-def test_who_sends_elsewhere_never_gets_the_token(
-    call: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_sends_elsewhere_never_gets_the_token(call: Any) -> None:
     """To a cluster that asks as Ray does: it would then be told to the one that sent."""
-
-    class Either(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append((self.server.server_port, self.headers.get("Authorization")))
-            sends = self.server is servers[0]
-            self.send_response(302 if sends else 401)
-            port = servers[1].server_port
-            self.send_header("Location", f"http://127.0.0.1:{port}{self.path}")
-            self.end_headers()
-            self.wfile.write(b"" if sends else b"Unauthorized: no authentication token")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    asked: list[tuple[int, str | None]] = []
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
-    servers = [http.server.HTTPServer(("127.0.0.1", 0), Either) for _ in range(2)]
-    for server in servers:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    port = servers[0].server_port
-    ended = call("status", "clsearch-x-000000", "--address", f"http://127.0.0.1:{port}")
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-    refused(ended, "--address", "No job server of Ray")
-    assert asked == [(port, None)]
+    with told(lambda path, token: ASKS) as (there, asked):  # noqa: SIM117
+        with told(lambda path, token: (302, f"{there}{path}".encode())) as (address, first):
+            refused(call("status", "clsearch-x-000000", "--address", address), "--address")
+    assert first
+    assert not any(token for _, token in [*first, *asked])
 
 
-def told(
-    answer: Callable[[str, bool], tuple[int, bytes]],
-) -> tuple[http.server.HTTPServer, list[tuple[str, bool]]]:
-    """A server on loopback: of each request its path, and whether the token came with it."""
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            token = self.headers.get("Authorization") is not None
-            asked.append((self.path, token))
-            status, body = answer(self.path, token)
-            self.send_response(status)
-            if status == 302:
-                self.send_header("Location", "http://127.0.0.1:1/")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    asked: list[tuple[str, bool]] = []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, asked
-
-
-ASKS = 401, b"Unauthorized: no authentication token"
-
-
+@pytest.mark.parametrize("exempt", ["", "127.0.0.1", "127.0.0.0/8"])
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
 def test_no_proxy_is_asked_in_place_of_the_server_or_gets_its_token(
-    call: Any, monkeypatch: pytest.MonkeyPatch, variable: str
+    call: Any, monkeypatch: pytest.MonkeyPatch, variable: str, exempt: str
 ) -> None:
     """One may ask for the token where the server does not, and the other way round."""
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
-    proxy, seen = told(lambda path, token: ASKS)
-    monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.server_port}")
-    for asks in (True, False):
-        answer = ASKS if asks else (200, b'{"ray_version": "2.60.0"}')
-        server, asked = told(lambda path, token, answer=answer: answer)  # type: ignore[misc]
-        address = f"http://127.0.0.1:{server.server_port}"
-        refused(call("status", "clsearch-x-000000", "--address", address), "--address")
-        assert asked[0] == ("/api/version", False)
-        assert any(token for _, token in asked) == asks
-        server.shutdown()
-    proxy.shutdown()
+    monkeypatch.setenv("NO_PROXY", exempt)
+    with told(lambda path, token: ASKS) as (proxy, seen):
+        monkeypatch.setenv(variable, proxy)
+        for asks in (True, False):
+            answer = ASKS if asks else (200, b'{"ray_version": "2.60.0"}')
+            with told(lambda path, token, answer=answer: answer) as (address, asked):  # type: ignore[misc]
+                refused(call("status", "clsearch-x-000000", "--address", address), "--address")
+            assert asked[0] == ("/api/version", False)
+            assert any(token for _, token in asked) == asks
     assert seen == []
 
 
@@ -307,26 +261,19 @@ VERSION = b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "sessio
 ODD = {
     "no version": {"/api/version": (200, b"{}")},
     "a list as version": {"/api/version": (200, b"[1]")},
-    "elsewhere": {"/api/version": (302, b"")},
+    "elsewhere": {"/api/version": (302, b"http://127.0.0.1:1/")},
     "nothing for jobs": {"/api/jobs/": (200, b"null")},
     "a number for jobs": {"/api/jobs/": (200, b"7")},
     "a list of numbers": {"/api/jobs/": (200, b"[1]")},
-    "elsewhere for jobs": {"/api/jobs/": (302, b"")},
+    "elsewhere for jobs": {"/api/jobs/": (302, b"http://127.0.0.1:1/")},
 }
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_odd_answers_of_a_server_that_asked_for_the_token(
-    call: Any, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
-    usual = {"/api/version": (200, VERSION)}
-    answers = {**usual, **ODD[what]}
-    server, asked = told(lambda path, token: answers.get(path, (404, b"")) if token else ASKS)
-    address = f"http://127.0.0.1:{server.server_port}"
-    ended = call("status", "clsearch-x-000000", "--address", address)
-    server.shutdown()
+def test_odd_answers_of_a_server_that_asked_for_the_token(call: Any, what: str) -> None:
+    answers = {"/api/version": (200, VERSION), **ODD[what]}
+    with told(lambda path, token: answers.get(path, (404, b"")) if token else ASKS) as (at, asked):
+        ended = call("status", "clsearch-x-000000", "--address", at)
     assert ended.code in (1, 2)
     assert ended.err.startswith("clsearch: ")
     assert len(ended.err.splitlines()) == 1
@@ -337,15 +284,18 @@ def test_a_server_that_asks_and_then_is_silent_is_left_within_seconds(
     call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clsearch.search.ray_jobs.TIMEOUT", 0.5)
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
     over = threading.Event()
-    server, _ = told(lambda path, token: ASKS if not token else (over.wait(20), b"")[:0] or ASKS)
-    address, began = f"http://127.0.0.1:{server.server_port}", time.monotonic()
-    refused(call("status", "clsearch-x-000000", "--address", address), "no answer within 1 s")
-    assert time.monotonic() - began < 5
-    over.set()
-    server.shutdown()
+
+    def answer(path: str, token: bool) -> tuple[int, bytes]:
+        if token:
+            over.wait(20)
+        return ASKS
+
+    with told(answer) as (address, _):
+        began = time.monotonic()
+        refused(call("status", "clsearch-x-000000", "--address", address), "no answer within 1 s")
+        assert time.monotonic() - began < 5
+        over.set()
 
 
 def said(code: int | None, status: str) -> str:
@@ -371,8 +321,6 @@ def test_a_server_that_answers_without_end_is_left_within_seconds(
     call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reach, "TIMEOUT", 1.0)
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
 
     def drip() -> None:
         with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import clsearch, environment, write_config
+from command import arguments, clsearch, environment, listening, write_config
 from servers import free_port, keeper, overheard
 
 from clsearch.errors import InputError
@@ -130,18 +130,13 @@ def test_a_local_ray_is_reached_from_this_host_and_with_its_token_alone() -> Non
             assert sockets
             assert max(len(str(p)) for p in sockets) < 104  # the system takes no longer ones
             me = psutil.Process()
-            listening = [
-                connection.laddr.ip
-                for process in [me, *me.children(recursive=True)]
-                for connection in process.net_connections("inet")
-                if connection.status == psutil.CONN_LISTEN
-            ]
-            assert len(listening) >= 5, "Ray's own processes are not seen"
-            running = " ".join(" ".join(p.cmdline()) for p in me.children(recursive=True))
+            addresses = listening([me, *me.children(recursive=True)])
+            assert len(addresses) >= 5, "Ray's own processes are not seen"
+            running = " ".join(" ".join(arguments(p)) for p in me.children(recursive=True))
             assert "raylet" in running
             assert "dashboard.py" not in running
             assert "monitor.py" not in running  # of logs, and the autoscaler's
-            assert [ip for ip in listening if not _loopback(ip)] == []
+            assert [ip for ip, _ in addresses if not _loopback(ip)] == []
             stranger = subprocess.run(
                 [sys.executable, "-c", STRANGER, ray.get_runtime_context().gcs_address],
                 env=environment(RAY_AUTH_MODE="disabled"), capture_output=True, text=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import json
 import re
@@ -22,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from command import arguments
 from servers import answering, free_port, server
 
 from clsearch import audit
@@ -178,12 +178,11 @@ def wait_for_delivery(out: Path) -> None:
 
 def delivering() -> list[psutil.Process]:
     """Processes of this one that deliver."""
-    found = []
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is none either
-            if BEGIN in process.cmdline():
-                found.append(process)
-    return found
+    return [process for process in psutil.Process().children() if delivers(process.pid)]
+
+
+def delivers(number: int) -> bool:
+    return psutil.pid_exists(number) and BEGIN in arguments(psutil.Process(number))
 
 
 def client(out: Path, uri: str | None = None) -> Any:
@@ -1104,9 +1103,9 @@ os.kill(os.getpid(), signal.SIGKILL)
         said, _ = search.communicate("go on\n", timeout=30)
         assert search.returncode == -signal.SIGKILL
         end = time.monotonic() + 5
-        while _lives(int(said)) and time.monotonic() < end:
+        while delivers(int(said)) and time.monotonic() < end:
             time.sleep(0.05)
-        assert not _lives(int(said))
+        assert not delivers(int(said))
         connection.close()
 
 
@@ -1167,13 +1166,6 @@ assert first.returncode == 0, first.returncode
         capture_output=True, timeout=120, check=False, start_new_session=True,
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-
-
-def _lives(number: int) -> bool:
-    try:
-        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.slow

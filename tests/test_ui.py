@@ -18,9 +18,8 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-from command import Driver, refused
+from command import Driver, arguments, listening, lives, refused
 from helpers import SerialSearcher, SilentProgress
 from PIL import Image
 
@@ -278,14 +277,7 @@ def test_it_is_for_who_looks_from_this_machine_alone(ui: Driver, address: str) -
     """Loopback alone; no page of another site reads it (Host) or writes to it (Origin)."""
     port = int(re.findall(r":(\d+)/", address)[0])
     ui.descendants()
-    listening = {
-        connection.laddr
-        for process in ui.family
-        if process.is_running()
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert {(a.ip, a.port) for a in listening} == {("127.0.0.1", port)}
+    assert listening(ui.family) == {("127.0.0.1", port)}
 
     def status(method: str, path: str, **headers: str) -> int:
         line = HTTPConnection("127.0.0.1", port, timeout=30)
@@ -312,11 +304,11 @@ def test_it_is_for_who_looks_from_this_machine_alone(ui: Driver, address: str) -
 @pytest.mark.slow
 def test_ctrl_c_ends_it_and_leaves_no_process(ui: Driver, address: str) -> None:
     ui.descendants()
-    server = [p for p in ui.family if "mlflow" in " ".join(p.cmdline())]
+    server = [p for p in ui.family if "mlflow" in " ".join(arguments(p))]
     assert server
     ui.process.send_signal(signal.SIGINT)
     assert ui.wait(20) == 0, ui.stderr
-    assert not [p for p in server if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in server if lives(p)]
     assert ui.survivors() == []
     assert ui.stderr == ""
 
