@@ -445,7 +445,8 @@ def test_a_page_that_is_a_pipe_is_no_report(folder: Path, tmp_path: Path, call: 
     there = tmp_path / "there"
     there.mkdir()
     os.mkfifo(there / "index.html")
-    assert call("report", folder, "--to", there).code == 2
+    for more in ((), ("--force",)):
+        assert call("report", folder, "--to", there, *more).code == 2
 
 
 def test_an_unfinished_folder_is_reported_with_what_is_there(folder: Path, call: Call) -> None:

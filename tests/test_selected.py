@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import urllib.request
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,30 @@ def test_a_licence_of_no_words_and_a_folder_that_cannot_be_written_are_refused(
         with pytest.raises(InputError, match=f"permission to write into {tmp_path}"):
             write(run, to=tmp_path / "m.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_only_looked_at_fetches_nothing(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder may come from somebody else, its images be gone; its config says `download`."""
+    data, out, asked = tmp_path / "data", tmp_path / "out", []
+    LAYOUTS["cifar10"](data)
+    scenario = {"name": "split", "source": "cifar10", "root": str(data), "download": True}
+    searched(out, scenario={**scenario, "classes_per_task": 5}, methods=[{"name": "finetune"}])
+    shutil.rmtree(data)
+
+    def urlopen(request: urllib.request.Request, **_: Any) -> None:
+        asked.append(request.full_url)
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    assert call("status", out).code == 0
+    model = ("--method", "finetune", "--task", "1", "--to", tmp_path / "m.pt2")
+    refused(call("export", out, *model), "scenario.root", str(data))
+    assert asked == []
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    refused(call("resume", out), "scenario.download")
+    assert len(asked) == 1
 
 
 def test_licences_of_own_data_are_what_the_config_says(tmp_path: Path) -> None:

@@ -129,6 +129,18 @@ def test_all_methods_and_a_second_run_that_trains_nothing(
     assert matrix["joint"]["0"][1][0] != matrix["from_scratch"]["0"][1][0]
 
 
+def test_memory_is_given_back_after_every_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When what is written of it is let go of, and not before."""
+    file, written = tmp_path / "selections.json", []
+    monkeypatch.setattr(
+        clsearch.sequence, "give_back", lambda: written.append(len(json.loads(file.read_text())))
+    )
+    run(tmp_path, settings(scenario={**PERMUTED, "tasks": 3}))
+    assert written == [2, 4, 6]
+
+
 @pytest.mark.parametrize("scenario", [PERMUTED, SPLIT], ids=["permuted", "split"])
 def test_what_a_method_remembers_is_counted(scenario: dict[str, Any], tmp_path: Path) -> None:
     """64-10-8 with one output layer of 10 classes, or two of 3; float32, and int64 of a count."""
