@@ -38,7 +38,8 @@ class Quantity:
 
 RECORD = 0.8 / 1024
 """MiB of the driver a trial, an allowance: for its name, by which nothing is sent to MLflow twice
-(two while it waits), and its rows of the tables and of the selection, compressed."""
+(two while it waits), and its rows of the tables and of the selection, compressed. How much of
+it each takes is not measured here."""
 
 WHOLE = 0.02
 """Processes, threads or descriptors a task: one more in all over fifty tasks. A leak in every task

@@ -119,7 +119,9 @@ class AugmentConfig(Strict):
 class TrainingConfig(Strict):
     """How every trial is trained."""
 
-    epochs: int = Field(10, ge=1, le=10**6, description="Passes over the samples, at most.")
+    epochs: int = Field(
+        10, ge=1, le=10**6, description="Passes over the training samples, at most."
+    )
     batch_size: int = Field(64, ge=1, le=2**31 - 1, description="Samples in a step.")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="Update rule.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of `sgd`.")
@@ -218,6 +220,15 @@ class ResourcesConfig(Strict):
             allowed = "s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH"
             raise InputError("storage", storage, allowed, step)
         return self
+
+
+SQLITE = "sqlite:///"
+"""How the address of a file of SQLite begins."""
+
+
+def database_of(uri: str) -> Path | None:
+    """The file of an address of SQLite, sqlite:///PATH; None for any other."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 class TrackingConfig(Strict):

@@ -23,6 +23,7 @@ from clsearch.audit import (
     within_margin,
     words,
 )
+from clsearch.courier import FINISH
 from clsearch.exports.mlmodel import write_mlmodel
 from clsearch.mlflow_runs import NAME, NOTE, Monitor, Run, SearchRuns
 from clsearch.notes import (
@@ -40,7 +41,6 @@ from clsearch.notes import (
     view_link,
     with_next,
 )
-from clsearch.outbox import FINISH
 from clsearch.views import (
     PLACE,
     base_views,

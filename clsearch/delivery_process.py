@@ -20,9 +20,9 @@ from queue import SimpleQueue
 from typing import IO, Any, cast
 
 from clsearch import mlflow_runs
+from clsearch.courier import describe
 from clsearch.delivery import Delivery
 from clsearch.errors import UndeliveredError
-from clsearch.outbox import describe
 
 BEGIN = """
 import sys

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from clsearch.errors import ClsearchError, InputError
 from clsearch.files import cores
-from clsearch.memory import machine_memory
+from clsearch.memory import free_memory, machine_memory
 
 if TYPE_CHECKING:
     from clsearch.data.base import Source
@@ -133,7 +133,7 @@ def _devices() -> Iterator[Finding]:
     import torch
 
     yield Finding("processors", f"{cores()} cores, one trial or pack each")
-    total, free = _memory()
+    total, free = machine_memory(), free_memory()
     short = "" if free >= FREE_MEMORY else "Close other programs: a run takes about 2 GB."
     yield Finding("memory", f"{_gib(free)} free of {_gib(total)}", short)
     if not torch.cuda.is_available():
@@ -146,18 +146,6 @@ def _devices() -> Iterator[Finding]:
         yield Finding(
             "cuda", f"{about.name}, {_gib(about.total_memory)}, CUDA {torch.version.cuda}"
         )
-
-
-def _memory() -> tuple[int, int]:
-    """Bytes of memory in all, and free for new programs."""
-    total = free = machine_memory()
-    if "SC_AVPHYS_PAGES" in os.sysconf_names:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    info = Path("/proc/meminfo")
-    if info.is_file():
-        found = re.search(r"MemAvailable:\s+(\d+) kB", info.read_text(encoding="ascii"))
-        free = int(found[1]) * 1024 if found else free
-    return total, min(free, total)  # a container may have less than its machine has free
 
 
 def _gib(size: int) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor
 from clsearch.config import Plugin, checked_options
 from clsearch.data._stored import permuted
 from clsearch.data.base import Samples, Source
-from clsearch.errors import MISSING, DamagedError, InputError, unknown
+from clsearch.errors import MISSING, ClsearchError, DamagedError, InputError, unknown
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.base import Loaded
+from clsearch.identity import FOLDERS
 from clsearch.messages import say
 from clsearch.plugins import discover, find
 from clsearch.scenarios.base import Scenario, Task
@@ -30,6 +31,8 @@ _ALONE = "scenario.tasks[0].source"
 """Where a data set given alone stands in the scenario it is read by."""
 _MOST, _PIXELS = 256, 2**20
 """Images in a batch, and numbers in their pixels, at most."""
+_SAID = 300
+"""Characters of what another's program says when it fails."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def evaluate(
     does, or a scenario, whose `task` is measured; by default the model's own task. `classes` are
     those to measure, by default all that both have. `root` is the folder of the data sets. Raises
     `InputError` for images that the model does not take, for a task that orders pixels otherwise
-    than the model's, and for classes that it does not know.
+    than the model's, and for classes that it does not know; `ClsearchError` for a model that cannot
+    be run, or does not answer as it describes.
     """
     if part not in PARTS:
         raise unknown("part", part, PARTS)
@@ -91,6 +95,7 @@ def evaluate(
         chosen = _task(scenario, task, described["task"]["number"] if data is None else None)
     _check_input(chosen, described)
     _check_order(scenario, chosen, described)
+    answer = _sound(Path(file), answer, chosen, described)
     samples = _samples(scenario, chosen, part)
     about = (str(file), scenario.origin(chosen.number).name, chosen.name, part)
     if chosen.answers.probabilities:
@@ -167,15 +172,38 @@ def _answers(answer: Loaded, task: Task, samples: Samples) -> Iterator[tuple[Ten
         for i in range(0, len(samples), size):
             pixels = samples.inputs[i : i + size]
             pixels = pixels if back is None else permuted(pixels, back)
-            yield _answered(answer, pixels.to(torch.float32)), samples.labels[i : i + size]
+            yield answer(pixels.to(torch.float32)), samples.labels[i : i + size]
 
 
-def _answered(answer: Loaded, pixels: Tensor) -> Tensor:
-    try:
-        return answer(pixels)
-    except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        raise DamagedError(f"the model does not take what it says it takes: {said}") from error
+def _sound(file: Path, answer: Loaded, task: Task, described: Mapping[str, Any]) -> Loaded:
+    """`answer` with every output looked at, since a file may come from anybody. It raises
+    `DamagedError` for outputs other than described, `ClsearchError` where it cannot be run. Raises
+    `DamagedError` for a description that contradicts itself, `InputError` for data that asks for
+    other outputs."""
+    names, (_, count) = described["task"]["classes"], described["output"]["shape"]
+    width = task.answers.width(len(names))
+    if len(set(names)) < len(names):
+        raise DamagedError(f"{file} describes two classes of one name: {', '.join(names)}")
+    if count != width and task.answers.probabilities:
+        raise DamagedError(f"{file} describes {count} outputs for {len(names)} classes")
+    if count != width:
+        found = f"a task answered by {width} numbers for an image"
+        raise InputError("data", found, f"one answered by {count}, as this model does")
+
+    def sound(pixels: Tensor) -> Tensor:
+        try:
+            outputs = answer(pixels)
+        except Exception as error:  # whatever a program of somebody else's raises
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:_SAID]
+            images = "x".join(map(str, pixels.shape))
+            raise ClsearchError(f"{file} cannot be run on images of {images}: {said}") from error
+        if outputs.shape != (len(pixels), count):
+            shape = "x".join(map(str, outputs.shape))
+            wanted = f"{len(pixels)}x{count} as it describes"
+            raise DamagedError(f"{file} answers with {shape} numbers, not {wanted}")
+        return outputs
+
+    return sound
 
 
 def _samples(scenario: Scenario, task: Task, part: str) -> list[Samples]:
@@ -253,7 +281,7 @@ def _own(described: Mapping[str, Any]) -> dict[str, Any]:
     own = config.get("scenario") if isinstance(config, Mapping) else None
     if not isinstance(own, Mapping) or not isinstance(own.get("name"), str):
         raise InputError("data", MISSING, "data to measure: the model does not say its own")
-    return {name: value for name, value in own.items() if name not in ("root", "cache")}
+    return {name: value for name, value in own.items() if name not in FOLDERS}
 
 
 def _section(data: str) -> dict[str, Any]:
@@ -281,9 +309,13 @@ def _named(data: str | None) -> Iterator[None]:
     except InputError as error:
         if not error.field.startswith("scenario"):
             raise
-        field = error.field.replace(_ALONE, "data").replace("scenario", "data", 1)
-        field = "root" if data is None else field  # the model says what it is, not where
-        raise InputError(field, error.value, error.allowed, error.step) from error
+        field, step = error.field.replace(_ALONE, "data").replace("scenario", "data", 1), error.step
+        if data is None and error.field == "scenario.root":
+            field = "root"
+        elif data is None:
+            field = f"the model's {error.field}"
+            step = f"{step} `root` says where its data lies, `data` takes another.".strip()
+        raise InputError(field, error.value, error.allowed, step) from error
 
 
 def print_evaluation(found: Evaluation, console: Console) -> None:

@@ -13,6 +13,8 @@ from clsearch.options import PLACE, models_in
 from clsearch.plugins import find
 from clsearch.records import digest
 
+FOLDERS = ("root", "cache")
+"""Options of a scenario that name folders of this machine, whatever it holds."""
 _Place = Callable[[str, Any], dict[str, Any]]
 """What is kept of an option that is a place: by its name and value."""
 
@@ -46,7 +48,7 @@ def movable(scenario: Mapping[str, Any]) -> dict[str, Any]:
     user's own keeps the last part of its path. Raises `InputError` as `without_places` does."""
 
     def place(name: str, value: Any) -> dict[str, Any]:
-        return {} if name in ("root", "cache") else {name: without_folders(value)}
+        return {} if name in FOLDERS else {name: without_folders(value)}
 
     return _kept(scenario, _options(scenario), "scenario", place)
 

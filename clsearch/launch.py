@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from clsearch.config import Config, parse_config
+from clsearch.config import Config, database_of, parse_config
 from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.messages import command, duration, printable, say
 from clsearch.search.reach import SERVERS, check_server
@@ -80,6 +80,7 @@ def _checked(config: Config, out: str, options: Options) -> Config:
     scenario = config.scenario.options
     root = "scenario.root" if options.data is None else "data"
     places = {"out": out, root: scenario.get("root"), "scenario.cache": scenario.get("cache")}
+    places["tracking.uri"] = config.tracking.uri and database_of(config.tracking.uri)
     for field, place in places.items():
         if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
             raise InputError(field, place, "an absolute path, of a folder on the cluster")

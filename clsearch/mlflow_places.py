@@ -10,8 +10,8 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 
+from clsearch.config import database_of
 from clsearch.errors import DamagedError, StoreError
 
 ID = re.compile(r"(m-)?[0-9a-f]{32}")
@@ -52,8 +52,8 @@ def put_right(uri: str, root: str, experiment: str) -> None:
     or damaged, of which MLflow says why, or has what MLflow does not make: views in place of
     these tables, whose rows may have no end, and triggers on them. Raises `StoreError` for one that
     is busy or cannot be written."""
-    database = Path(uri.removeprefix("sqlite:///"))
-    if not database.is_file():
+    database = database_of(uri)
+    if database is None or not database.is_file():
         return
     try:
         with contextlib.closing(sqlite3.connect(database, BUSY)) as opened, opened:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.audit import Points, word
+from clsearch.config import database_of
 from clsearch.errors import DamagedError
 from clsearch.files import entry_folder, replaced
 from clsearch.mlflow_places import model_place, put_right, run_place
@@ -93,8 +94,9 @@ class SearchRuns:
     after all is read again."""
 
     def __init__(self, uri: str, artifacts: str | None, name: str, digest: str) -> None:
-        if artifacts is not None:
-            _make(Path(uri.removeprefix("sqlite:///")))
+        database = database_of(uri)
+        if artifacts is not None and database is not None:
+            _make(database)
             put_right(uri, artifacts, name)
         self.client, self.artifacts = _connect(uri), artifacts
         self.name, self.digest = name, digest

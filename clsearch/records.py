@@ -35,16 +35,16 @@ def digest(value: Any) -> str:
 @cache
 def _types(kind: Any) -> TypeAdapter[Any]:
     # "keys": else the texts of 16,000 values stay in memory. Of a class alone it cannot be said.
-    return TypeAdapter(tuple[kind], config=ConfigDict(cache_strings="keys"))
+    return TypeAdapter(tuple[kind], config=ConfigDict(cache_strings="keys", allow_inf_nan=False))
 
 
 def checked(value: T) -> T:
-    """The dataclass as it is; raises `ValueError` for fields of other types than they declare."""
+    """The dataclass as it is; raises `ValueError` for fields of other types than they declare,
+    and for numbers that are not finite."""
     # As JSON, in which the strict reader takes mappings for dataclasses and lists for tuples.
     kind: Any = type(value)
     try:
-        text = json.dumps([value], default=_fields, allow_nan=False)
-        _types(kind).validate_json(text, strict=True)
+        _types(kind).validate_json(json.dumps([value], default=_fields), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or type(value).__name__

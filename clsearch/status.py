@@ -16,7 +16,8 @@ def print_status(out: Path, console: Console) -> None:
     config = run_config(out)
     results = results_of(out)
     at_work = holder(out)
-    tasks = len(about(out).get("tasks", ()))  # none where the search ended before its first
+    tasks = len(about(out).get("tasks", ()))  # 0: it is not known before all data is read
+    of_all = f"of {tasks} tasks" if tasks else "tasks"
     stored, shared = open_store(out, config).count("trials"), config.resources.storage
     whose = f" at {shared}, of all searches that write there" if shared else ""
     say(console, f"{config.name} in {out}: {stored} finished trials in the journal{whose}")
@@ -29,7 +30,7 @@ def print_status(out: Path, console: Console) -> None:
             ]
             own = [r.selection for r in of_chain]
             ended = next((s for s in own if s.outcome != "selected"), None)
-            line = f"  {method.chain_name}/seed-{seed}: {len(own)} of {tasks} tasks"
+            line = f"  {method.chain_name}/seed-{seed}: {len(own)} {of_all}"
             transferred = [str(r.selection.task) for r in of_chain if r.transfer]
             if transferred:
                 line += f", last-layer transfer at {', '.join(transferred)}"

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MANIFEST, MOST_FILES = "manifest.json", 2
+MANIFEST = "manifest.json"
+MOST_FILES = 2  # of a bundle: one from somebody else may name any number
 MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 PATIENCE, LONGEST_PAUSE = 60.0, 8.0
 """Seconds an object store may be away, and between two attempts, at most."""
-
 SILENCE, TRIES = 5, 3
 """Seconds after which a request to an object store that has no answer is given up, and how often
 its client sends it."""
@@ -94,8 +94,11 @@ class Store:
     def write(self, kind: str, key: str, files: Mapping[str, bytes]) -> None:
         """Stores a bundle; a bundle that is there already is left as it is.
 
-        Raises `StoreError` when it cannot be written (disk full, no permission).
+        Raises `StoreError` when it cannot be written (disk full, no permission), `ValueError` for
+        more than `MOST_FILES`.
         """
+        if len(files) > MOST_FILES:
+            raise ValueError(f"a bundle has at most {MOST_FILES} files, not {len(files)}")
         target = self._place(kind, key)
         sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         manifest = json.dumps({"files": sums}, indent=1, sort_keys=True).encode()
@@ -189,7 +192,7 @@ class Store:
                 return None
             sums = dict(parse(self._bytes(f"{target}/{MANIFEST}"))["files"])
             if len(sums) > MOST_FILES:
-                raise ValueError(f"it names {len(sums)} files")
+                raise ValueError(f"it names {len(sums)} files; a bundle has at most {MOST_FILES}")
             files = {name: self._bytes(f"{target}/{plain(name)}") for name in sums}
         except (*MISSING, ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{target} is damaged: {error}") from error
@@ -237,10 +240,8 @@ class Store:
                 raise StoreError(f"cannot clean {self.root}: {error}") from error
 
 
-CHAIN_PARTS, TRIAL_PARTS = (
-    ("params", "state", "regularizer_state"),
-    ("params", "activity", "running"),
-)
+CHAIN_PARTS = ("params", "state", "regularizer_state")
+TRIAL_PARTS = ("params", "activity", "running")
 
 
 def dump_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
@@ -252,8 +253,7 @@ def dump_parts(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
         for prefix, part in parts.items()
         for name, value in part.items()
     }
-    data: bytes = save({name: v.clone() for name, v in tensors.items()})
-    return data
+    return bytes(save({name: v.clone() for name, v in tensors.items()}))
 
 
 def load_parts(data: bytes, prefixes: Sequence[str]) -> dict[str, dict[str, Tensor]]:

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.axes import Grid, axis_values
-from clsearch.config import AugmentConfig, Config, MethodConfig, Plugin, checked_options
+from clsearch.config import (
+    SQLITE,
+    AugmentConfig,
+    Config,
+    MethodConfig,
+    Plugin,
+    checked_options,
+    database_of,
+)
 from clsearch.data._stored import Images
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown
@@ -147,8 +155,8 @@ def build_system(config: Config, index: int, shape: Shape) -> System:
 def resolve(config: Config) -> Config:
     """The config with the options of its scenario and backbone filled in, as it is stored.
 
-    A data folder and files of images are made absolute, so that a resumed run finds them from
-    anywhere.
+    A data folder, files of images and a database of MLflow are made absolute, so that a resumed run
+    finds them from anywhere.
     """
     kind = find("clsearch.scenarios", Scenario, config.scenario.name, "scenario.name")
     scenario = checked_options(kind, config.scenario.options, "scenario").model_dump(mode="json")
@@ -158,8 +166,12 @@ def resolve(config: Config) -> Config:
         scenario["cache"] = str(Path(scenario["cache"]).expanduser().absolute())
     kind = find("clsearch.models", Backbone, config.model.name, "model.name")
     model = checked_options(kind, config.model.options, "model").model_dump(mode="json")
+    tracking = config.tracking
+    if tracking.uri and (database := database_of(tracking.uri)):
+        tracking = tracking.model_copy(update={"uri": f"{SQLITE}{database.absolute()}"})
     return config.model_copy(
         update={
+            "tracking": tracking,
             "scenario": Plugin(name=config.scenario.name, **scenario),
             "model": Plugin(name=config.model.name, **model),
             "methods": [

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from clsearch.config import SQLITE
+from clsearch.courier import FINISH, Courier, Files, Ledger
 from clsearch.delivery import Delivery
 from clsearch.delivery_process import DeliveryProcess, refused
 from clsearch.errors import InputError
 from clsearch.files import file_sha256
 from clsearch.identity import without_places
-from clsearch.outbox import FINISH, Courier, Files, Ledger, Outbox
+from clsearch.outbox import Outbox
 from clsearch.records import TrialRecord, digest
 from clsearch.redaction import holds_secret
 
@@ -202,7 +204,7 @@ def store_of(out: Path, uri: str | None, field: str = "out") -> tuple[str, str |
     if re.search("[?%]", str(out.resolve())):
         step = "They mean something else in the address of MLflow's database. Give it another name."
         raise InputError(field, str(out), "a folder without ? and % in its path", step)
-    return f"sqlite:///{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
+    return f"{SQLITE}{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
 
 
 def is_server(uri: str | None) -> bool:
@@ -236,6 +238,9 @@ def check_uri(uri: str) -> None:
     if scheme(uri) in ("http", "https") and re.search("[?#]", uri):
         step = "MLflow has no place for it. A token belongs into MLFLOW_TRACKING_TOKEN."
         raise InputError("tracking.uri", shown, "an address of a server without ?… or #…", step)
+    if scheme(uri) == "sqlite" and not re.fullmatch(f"{SQLITE}[^?%]+", uri):
+        allowed = f"{SQLITE}PATH of a database, without ? and % in it"
+        raise InputError("tracking.uri", shown, allowed)
     if scheme(uri) in ("http", "https") and not _host(uri):
         raise InputError("tracking.uri", uri, f"an address with a host, like {HTTP}")
 

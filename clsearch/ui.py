@@ -20,12 +20,13 @@ from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
 
+from clsearch.config import database_of
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import run_config
 from clsearch.messages import command
 from clsearch.mlflow_places import put_right
 from clsearch.notes import view_link
-from clsearch.tracking import SETTINGS, is_server, scheme, store_of
+from clsearch.tracking import SETTINGS, is_server, store_of
 from clsearch.views import SELECTIONS_KEY
 
 HOST = "127.0.0.1"
@@ -52,12 +53,13 @@ def serve(out: Path, port: int | None, console: Console) -> None:
     if is_server(uri):
         console.print(f"The audit trail of {out} is on its MLflow server: {uri}", soft_wrap=True)
         return
-    database = _database(out, uri)
-    if database is not None and not database.is_file():
-        step = f"Nothing was delivered yet. Go on with: {command('resume', out)}"
-        raise InputError("DIR", str(out), f"a run with a store of MLflow, {database.name}", step)
-    chosen = _free_port() if port is None else _checked(port)
     store, artifacts = store_of(out, uri, "DIR")
+    database = database_of(store)
+    if database is not None and not database.is_file():
+        step = "Nothing was delivered yet, or it was moved."
+        step = f"There is no {database}. {step} Go on with: {command('resume', out)}"
+        raise InputError("DIR", str(out), "a run whose store of MLflow is there", step)
+    chosen = _free_port() if port is None else _checked(port)
     if artifacts is not None:
         put_right(store, artifacts, config.name)
     with _server(store, chosen) as (process, log):
@@ -68,13 +70,6 @@ def serve(out: Path, port: int | None, console: Console) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             process.wait()
             raise ClsearchError(f"MLflow's server has ended by itself.{_said(log)}")
-
-
-def _database(out: Path, uri: str | None) -> Path | None:
-    """The file with the store of a run; None where it is on a server of databases."""
-    if uri is None:
-        return out / "mlflow.db"
-    return Path(uri.partition(":///")[2].partition("?")[0]) if scheme(uri) == "sqlite" else None
 
 
 @contextlib.contextmanager

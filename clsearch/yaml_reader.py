@@ -15,8 +15,8 @@ from clsearch.errors import InputError
 MAX_BYTES, MAX_NODES, MAX_DEPTH, MAX_DIGITS = 1_000_000, 100_000, 32, 400
 """Bytes, values, levels, and characters of a number."""
 MAX_KEYS = 4096
-"""Of a mapping: those of some numbers take time by the square of their count."""
-_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+"""Of a mapping, with those it merges: some numbers take time by the square of their count."""
+_PLAIN, _MERGE = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"), "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path, field: str) -> Any:
@@ -59,7 +59,7 @@ def parse_yaml(raw: bytes, name: str, field: str) -> Any:
         raise _beyond(field, name) from error
     except RecursionError as error:
         raise InputError(field, name, "YAML that is not nested this deep") from error
-    except (yaml.YAMLError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError, OverflowError, LookupError) as error:
         raise InputError(field, name, "valid YAML", _yaml_said(error)) from error
 
 
@@ -75,15 +75,19 @@ def _yaml_said(error: Exception) -> str:
 
 def _check_nodes(root: yaml.Node | None, path: str, field: str) -> None:
     """Refuses a key that stands twice, a number of more than `MAX_DIGITS` characters (YAML counts
-    in sixties where there are colons, and takes minutes for a long one), and nodes that with their
-    aliases unfolded would be more than `MAX_NODES` or deeper than `MAX_DEPTH`."""
-    sizes: dict[int, tuple[float, float]] = {}
+    in sixties where there are colons, and takes minutes for a long one), a list or a mapping with a
+    tag (which makes a set or a number of it), a mapping of more than `MAX_KEYS`, and nodes that
+    with their aliases unfolded would be more than `MAX_NODES` or deeper than `MAX_DEPTH`."""
+    sizes: dict[int, tuple[float, float, float]] = {}
 
-    def size(node: yaml.Node | None) -> tuple[float, float]:
-        """How many nodes, and how deep."""
+    def size(node: yaml.Node | None) -> tuple[float, float, float]:
+        """How many nodes, how deep, and how many keys where it is merged."""
         if id(node) not in sizes:
-            sizes[id(node)] = math.inf, math.inf  # what an alias to a node around it unfolds to
+            # What an alias to a node around it unfolds to.
+            sizes[id(node)] = math.inf, math.inf, math.inf
             children: list[yaml.Node] = []
+            merged: list[yaml.Node] = []
+            own = 0
             if isinstance(node, yaml.ScalarNode):
                 if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
                     step = f"It begins in line {node.start_mark.line + 1} of {path}."
@@ -93,22 +97,26 @@ def _check_nodes(root: yaml.Node | None, path: str, field: str) -> None:
                 step = f"It begins in line {node.start_mark.line + 1} of {path}."
                 raise InputError(field, node.tag, "lists and mappings without a tag", step)
             elif isinstance(node, yaml.SequenceNode):
-                children = node.value
+                children = merged = node.value
             elif isinstance(node, yaml.MappingNode):
-                if len(node.value) > MAX_KEYS:
-                    raise InputError(field, path, f"mappings of at most {MAX_KEYS} keys")
                 children = [part for pair in node.value for part in pair]
-                keys = Counter(k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode))
-                for key in (key for key, count in keys.items() if count > 1):
+                merged = [value for key, value in node.value if key.tag == _MERGE]
+                own = len(node.value) - len(merged)
+                names = Counter(k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode))
+                for key in (name for name, count in names.items() if count > 1):
                     line = node.start_mark.line + 1
                     step = f"It stands twice in the mapping that begins in line {line} of {path}."
                     raise InputError(field, key, "each key once", step)
             below = [size(child) for child in children]
-            nodes = 1 + sum(count for count, _ in below)
-            sizes[id(node)] = nodes, 1 + max((depth for _, depth in below), default=0)
+            nodes = 1 + sum(count for count, _, _ in below)
+            keys = own + sum(size(child)[2] for child in merged)
+            if isinstance(node, yaml.MappingNode) and keys > MAX_KEYS:
+                step = f"One of more begins in line {node.start_mark.line + 1}."
+                raise InputError(field, path, f"mappings of at most {MAX_KEYS} keys", step)
+            sizes[id(node)] = nodes, 1 + max((depth for _, depth, _ in below), default=0), keys
         return sizes[id(node)]
 
-    nodes, depth = size(root)
+    nodes, depth, _ = size(root)
     if nodes > MAX_NODES or depth > MAX_DEPTH:
         raise _beyond(field, path)
 

@@ -32,13 +32,14 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from clsearch.config import load_config
+from clsearch.courier import Ledger
 from clsearch.errors import ClsearchError
 from clsearch.exports.formats.pt2 import Program
 from clsearch.files import ABOUT
 from clsearch.folder import results_of, tasks_of
 from clsearch.methods.base import ChainState
 from clsearch.mlflow_places import put_right
-from clsearch.outbox import Entry, Ledger
+from clsearch.outbox import Entry
 from clsearch.records import (
     LayerPruning,
     ScanPoint,

@@ -26,7 +26,7 @@ ROOMS = [
     *("held_out", "commit", "refinement"),
     *("archive", "exports"),
     *("audit", "notes", "views", "mlflow_places", "mlflow_runs"),
-    *("outbox", "delivery", "delivery_process", "tracking"),
+    *("outbox", "courier", "delivery", "delivery_process", "tracking"),
     *("report", "sequence"),
     *("folder", "selected", "reselect", "evaluate", "compare"),
     *("results", "status", "reporting"),

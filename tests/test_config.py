@@ -73,6 +73,20 @@ def test_every_shipped_config_parses_and_resolves(path: Path) -> None:
     build_scenario(config)
 
 
+def test_a_database_beside_a_config_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = {
+        "sqlite:///a.db": f"sqlite:///{tmp_path}/a.db",
+        "sqlite:////b/a.db": "sqlite:////b/a.db",
+        "http://host:5000": "http://host:5000",
+    }
+    for uri, expected in told.items():
+        config = parse_config(whole(tracking={"uri": uri}))
+        assert resolve(config).tracking.uri == expected
+
+
 def test_there_is_a_shipped_config() -> None:
     assert "quickstart" in [p.stem for p in EXPERIMENTS]
 
@@ -413,7 +427,7 @@ FILES: dict[str, tuple[bytes, str]] = {
             f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}, *a{i - 1}]}}\n".encode()
             for i in range(1, 25)
         ),
-        "aliases unfolded",
+        "mappings of at most",
     ),
     "own child": (b"a: &a [*a]", "aliases unfolded"),
     "key twice": (b"seeds: [0]\nname: x\nseeds: [1]\n", "each key once"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,17 +247,123 @@ def test_a_description_with_odd_values_is_no_traceback(
         assert len(ended.err.splitlines()) == bool(ended.code), (part, key, ended.err)
 
 
+@pytest.mark.parametrize("place", ["weights", "../{}/weights", "{}/weights"])
 def test_an_onnx_file_with_weights_elsewhere_is_refused(
-    permuted: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+    permuted: Path, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    """They would be read from the folder one stands in."""
+    """They would be read from the folder one stands in, or from anywhere."""
     file = tmp_path / "m.onnx"
     export(permuted, "finetune", 1, file)
     odd, loaded = tmp_path / "odd.onnx", onnx.load(file)
     onnx.save(loaded, odd, save_as_external_data=True, location="weights", size_threshold=0)
-    monkeypatch.chdir(tmp_path)
     assert (tmp_path / "weights").stat().st_size > 0
-    refused(call("evaluate", odd), "model", "keeps weights in other files")
+    described = onnx.load(odd, load_external_data=False)
+    folder = tmp_path if place.startswith("{") else tmp_path.name
+    for tensor in described.graph.initializer:
+        for said in tensor.external_data:
+            if said.key == "location":
+                said.value = place.format(folder)
+    odd.write_bytes(described.SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    refused(call("evaluate", odd), "model", "no model that onnxruntime can run")
+
+
+def rewired(file: Path, change: Callable[[Any], None], **described: Any) -> None:
+    """Changes the graph of an ONNX file, and parts of its description."""
+    model = onnx.load(file)
+    said = json.loads(model.metadata_props[0].value)
+    for part, changes in described.items():
+        said[part] |= changes
+    said.pop("sha256", None)
+    model.metadata_props[0].value = json.dumps(said)
+    change(model.graph)
+    onnx.save(model, file)
+    file.with_name(f"{file.name}.json").unlink(missing_ok=True)
+
+
+def reshaped(*shape: int) -> Callable[[Any], None]:
+    """Puts another shape on the outputs."""
+
+    def change(graph: Any) -> None:
+        (last,) = graph.output
+        (before,) = (n for n in graph.node if last.name in n.output)
+        before.output[:] = ["as_they_were"]
+        sizes = onnx.numpy_helper.from_array(np.array(shape, np.int64), "sizes")
+        graph.initializer.append(sizes)
+        graph.node.append(onnx.helper.make_node("Reshape", ["as_they_were", "sizes"], [last.name]))
+        del last.type.tensor_type.shape.dim[:]
+        last.type.tensor_type.ClearField("shape")
+
+    return change
+
+
+def kept(graph: Any) -> None:
+    """The graph as it is."""
+
+
+NAMES = [str(i) for i in range(10)]
+LIARS: dict[str, tuple[Callable[[Any], None], dict[str, Any], str]] = {
+    "outputs in a row": (reshaped(-1), {}, "answers with"),
+    "two rows an image": (reshaped(-1, 5), {}, "answers with"),
+    "another batch than any": (reshaped(7, 10), {}, "cannot be run on images of"),
+    "fewer classes": (kept, {"task": {"classes": NAMES[:3]}}, "10 outputs for 3 classes"),
+    "more classes": (kept, {"task": {"classes": [*NAMES, "x"]}}, "10 outputs for 11 classes"),
+    "one class ten times": (kept, {"task": {"classes": ["0"] * 10}}, "two classes of one name"),
+    "other outputs": (
+        kept,
+        {"task": {"classes": NAMES[:3]}, "output": {"shape": ["N", 3]}},
+        "answers with",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LIARS)
+def test_a_model_that_is_not_as_it_describes_is_no_figure(
+    permuted: Path, tmp_path: Path, call: Any, what: str
+) -> None:
+    change, described, words = LIARS[what]
+    file = tmp_path / "m.onnx"
+    export(permuted, "finetune", 1, file)
+    rewired(file, change, **described)
+    ended = call("evaluate", file, "--data", "digits")
+    assert ended.code == 1, ended.err
+    assert ended.out == ""
+    assert len(ended.err.splitlines()) == 1
+    assert words in ended.err
+    assert str(file) in ended.err
+
+
+def test_a_model_names_no_folder_that_is_read_or_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come from somebody else: where data lies is for who measures to say."""
+    monkeypatch.setenv("CLSEARCH_CACHE", str(tmp_path / "own"))
+    data, there, file = (tmp_path / name for name in ("data", "there", "m.safetensors"))
+    LAYOUTS["folder"](data)
+    source = {"name": "folder", "path": "photos", "size": 12}
+    scenario = {"name": "split", "source": source, "classes_per_task": 4, "root": str(data)}
+    out = searched(tmp_path / "out", scenario=scenario, methods=[{"name": "finetune"}])
+    described = export(out, "finetune", 1, file)
+    told = {**described["config"]["scenario"], "memory": 0, "root": str(data), "cache": str(there)}
+    beside = file.with_name(f"{file.name}.json")
+    beside.write_text(json.dumps({**described, "config": {"scenario": told}}))
+    with pytest.raises(InputError, match=r"source\.path: 'photos'.*`root` says where"):
+        evaluate(file)
+    assert not (tmp_path / "own").exists()
+    assert evaluate(file, root=data).images == 16
+    assert list((tmp_path / "own").rglob("*.images"))
+    assert not there.exists()
+
+
+def test_odd_values_of_a_models_scenario_are_named_as_its_own(
+    permuted: Path, tmp_path: Path, call: Any
+) -> None:
+    file = tmp_path / "m.safetensors"
+    described = export(permuted, "finetune", 1, file)
+    scenario = {**described["config"]["scenario"], "tasks": -1}
+    beside = file.with_name(f"{file.name}.json")
+    beside.write_text(json.dumps({**described, "config": {"scenario": scenario}}))
+    refused(call("evaluate", file), "the model's scenario.tasks: -1", "at least 1")
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path, call: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
+import json
 import re
 import secrets
 import signal
@@ -26,7 +27,7 @@ from clsearch.config import load_config
 from clsearch.errors import InputError
 from clsearch.launch import _say_how_to_go_on, is_job
 from clsearch.search import reach
-from clsearch.search.ray_jobs import LaunchedJob
+from clsearch.search.ray_jobs import JobServer, LaunchedJob
 from clsearch.system import check_without_data
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -258,14 +259,22 @@ def test_no_proxy_is_asked_in_place_of_the_server_or_gets_its_token(
 
 
 VERSION = b'{"version": "4", "ray_version": "2.60.0", "ray_commit": "x", "session_name": "x"}'
+JOBS = json.dumps(
+    [
+        {
+            "type": "SUBMISSION", "submission_id": "clsearch-x-000000", "status": "RUNNING",
+            "entrypoint": "x", "metadata": {"name": "x", "out": "/x", "command": "x"},
+            "runtime_env": {"env_vars": 7},
+        }
+    ]
+).encode()  # fmt: skip
 ODD = {
     "no version": {"/api/version": (200, b"{}")},
     "a list as version": {"/api/version": (200, b"[1]")},
-    "elsewhere": {"/api/version": (302, b"http://127.0.0.1:1/")},
     "nothing for jobs": {"/api/jobs/": (200, b"null")},
     "a number for jobs": {"/api/jobs/": (200, b"7")},
     "a list of numbers": {"/api/jobs/": (200, b"[1]")},
-    "elsewhere for jobs": {"/api/jobs/": (302, b"http://127.0.0.1:1/")},
+    "variables of a job that are none": {"/api/jobs/": (200, JOBS)},
 }
 
 
@@ -278,6 +287,29 @@ def test_odd_answers_of_a_server_that_asked_for_the_token(call: Any, what: str) 
     assert ended.err.startswith("clsearch: ")
     assert len(ended.err.splitlines()) == 1
     assert any(token for _, token in asked)
+
+
+@pytest.mark.parametrize("sent", ["/api/version", "/api/jobs/"])
+def test_who_asks_and_then_sends_elsewhere_is_not_followed(call: Any, sent: str) -> None:
+    with told(lambda path, token: (200, VERSION)) as (there, seen):
+
+        def answer(path: str, token: bool) -> tuple[int, bytes]:
+            if token and path == sent:
+                return 302, f"{there}{path}".encode()
+            return (200, VERSION) if token else ASKS
+
+        with told(answer) as (address, asked):
+            ended = call("status", "clsearch-x-000000", "--address", address)
+    assert ended.code in (1, 2)
+    assert (sent, True) in asked
+    assert seen == []
+
+
+def test_a_job_server_is_told_the_token_when_it_has_asked_whoever_looked_before() -> None:
+    other = told(lambda path, token: (200, VERSION))
+    with other as (address, asked), pytest.raises(InputError, match="asks for a token"):
+        JobServer(address)
+    assert asked == [("/api/version", False)]
 
 
 def test_a_server_that_asks_and_then_is_silent_is_left_within_seconds(
@@ -347,6 +379,10 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "a password": (
         {"tracking": {"uri": "http://me:hunter22@mlflow:5000"}},
         ("tracking.uri", "MLFLOW_TRACKING_PASSWORD"),
+    ),
+    "a database beside the config": (
+        {"tracking": {"uri": "sqlite:///mlflow.db"}},
+        ("tracking.uri", "mlflow.db", "absolute"),
     ),
     "data beside the config": (
         {"scenario": {"name": "permuted", "source": "digits", "root": "data"}},

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clsearch.config import Config
 from clsearch.errors import DeviceLostError
-from clsearch.memory import machine_memory
+from clsearch.memory import free_memory, machine_memory
 from clsearch.methods.base import State
 from clsearch.methods.finetune import Finetune
 from clsearch.protocols import Job
@@ -208,9 +208,20 @@ assert full < machine_memory()
 def test_the_memory_is_that_of_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is used of it counts without the files that can be dropped."""
     whole = machine_memory()
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr("clsearch.memory._LIMITS", (str(tmp_path / "none"), str(limit)))
-    for said, expected in {"max\n": whole, "1000\n": 1000, f"{2**63}\n": whole}.items():
-        limit.write_text(said)
-        assert machine_memory() == expected
+    older = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    newer = ("memory.max", "memory.current", "inactive_file")
+    for names in (older, newer):
+        folder = tmp_path / names[0]
+        folder.mkdir()
+        groups = ((str(tmp_path / "none"), *newer), (str(folder), *names))
+        monkeypatch.setattr("clsearch.memory._GROUPS", groups)
+        (folder / names[1]).write_text("700\n")
+        (folder / "memory.stat").write_text(f"anon 600\n{names[2]} 50\nother 9\n")
+        for said, expected in {"max\n": whole, "1000\n": 1000, f"{2**63}\n": whole}.items():
+            (folder / names[0]).write_text(said)
+            assert machine_memory() == expected
+            assert 0 < free_memory() < whole
+        (folder / names[0]).write_text("1000\n")
+        assert free_memory() == 350

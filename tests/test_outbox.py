@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from clsearch.courier import FINISH, Courier, Ledger
 from clsearch.errors import StoreError
 from clsearch.mlflow_runs import refused
-from clsearch.outbox import FINISH, Courier, Entry, Ledger, Outbox
+from clsearch.outbox import Entry, Outbox
 
 
 def test_an_entry_that_was_set_aside_and_then_taken_waits_no_more(tmp_path: Path) -> None:

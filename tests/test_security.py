@@ -26,13 +26,14 @@ from torch import Tensor
 
 from clsearch.archive import checked_archive
 from clsearch.config import load_config
+from clsearch.courier import Ledger, describe
 from clsearch.errors import ClsearchError, DamagedError, InputError, StoreError
 from clsearch.evaluate import _section
 from clsearch.exports.files import load_export
 from clsearch.exports.formats.pt2 import Program
 from clsearch.files import content_of
 from clsearch.messages import say
-from clsearch.outbox import Ledger, Outbox, describe, jsonable
+from clsearch.outbox import Outbox, jsonable
 from clsearch.redaction import holds_secret, redacted
 from clsearch.store import MANIFEST, Store, known_record, read_record, write_record
 from clsearch.yaml_reader import MAX_DEPTH, MAX_KEYS, MAX_NODES
@@ -83,10 +84,13 @@ def test_a_bundle_holds_ordinary_files_alone(tmp_path: Path, kind: str) -> None:
         read_record(store, KEY)
 
 
+SPARSE = 1 << 42
+
+
 def sparse(path: Path) -> None:
     """A file larger than any memory, of which nothing is on the disk."""
     with path.open("wb") as stream:
-        stream.truncate(1 << 42)
+        stream.truncate(SPARSE)
 
 
 @pytest.mark.parametrize(("name", "share"), [("a.json", 16), ("a.safetensors", 4)])
@@ -123,7 +127,9 @@ def test_what_waits_for_mlflow_is_read_within_limits(tmp_path: Path) -> None:
         entry.read()
     box.reject(entry, "too large")
     (kept,) = box.rejected()
-    assert json.loads(kept.read_text()) == {"reason": "too large", "entry": ""}
+    assert json.loads(kept.read_text()) == {"reason": "too large", "entry": None}
+    assert kept.with_suffix(".entry").stat().st_size == SPARSE  # it may be whole
+    assert list(entry.file.parent.glob("*.json")) == []
     sparse(tmp_path / "ledger")
     with pytest.raises(StoreError, match="do not fit"):
         Ledger(tmp_path / "ledger")
@@ -147,7 +153,13 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path: Path, ending: str, descr
 def test_a_bundle_has_no_more_files_than_any_of_ours(tmp_path: Path) -> None:
     """Each may be as large as fits into the memory."""
     store = Store(str(tmp_path))
-    store.write("trials", KEY, {name: b"" for name in ("a", "b", "c")})
+    with pytest.raises(ValueError, match="at most 2 files, not 3"):
+        store.write("trials", KEY, dict.fromkeys("abc", b""))
+    store.write("trials", KEY, dict.fromkeys("ab", b""))
+    manifest = tmp_path / "trials" / KEY / MANIFEST
+    sums = json.loads(manifest.read_text())["files"]
+    (manifest.parent / "c").touch()
+    manifest.write_text(json.dumps({"files": {**sums, "c": sums["a"]}}))
     with pytest.raises(DamagedError, match="names 3 files"):
         store.read("trials", KEY)
 
@@ -190,11 +202,18 @@ def test_yaml_is_read_no_further_than_it_may_go(tmp_path: Path) -> None:
         load_config(file)
 
 
+def keys(count: int, first: int = 0) -> str:
+    """A mapping whose keys are numbers of one hash."""
+    return "{" + ", ".join(f"{i * (2**61 - 1)}: 0" for i in range(first, first + count)) + "}"
+
+
 YAML = {
     "a number that is a mapping": "a: !!int {=: '" + "1:" * 200_000 + "1'}",
     "a time that is a mapping": "name: !!timestamp {=: 2001-01-01}",
     "a set": "seeds: !!set {1, 2}",
-    "numbers with one hash": "{" + ", ".join(f"{i * (2**61 - 1)}: 0" for i in range(30_000)) + "}",
+    "numbers with one hash": keys(MAX_KEYS + 1),
+    "numbers with one hash that are merged": f"<<: [{keys(MAX_KEYS - 1)}, {keys(2, MAX_KEYS)}]",
+    "mappings merged within one that is merged": f"<<: {{<<: {keys(MAX_KEYS)}, a: 0}}",
 }
 
 
@@ -202,10 +221,8 @@ YAML = {
 def test_yaml_that_takes_more_than_its_length_is_refused(tmp_path: Path, what: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(YAML[what])
-    began = time.process_time()
-    with pytest.raises(InputError, match=f"without a tag|at most {MAX_KEYS} keys"):
+    with pytest.raises(InputError, match=f"without a tag|at most {MAX_KEYS} keys.*in line 1"):
         load_config(file)
-    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

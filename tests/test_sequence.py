@@ -22,7 +22,7 @@ import clsearch.sequence
 from clsearch.config import parse_config
 from clsearch.data.base import Samples
 from clsearch.errors import InputError, StoreError
-from clsearch.folder import open_store, records_of, results_of, write_config
+from clsearch.folder import ABOUT, open_store, records_of, results_of, write_config
 from clsearch.identity import identity
 from clsearch.methods.base import Method
 from clsearch.metrics import average_forgetting
@@ -478,6 +478,21 @@ def test_last_layer_transfer_is_recorded_and_shown(tmp_path: Path) -> None:
     assert "last-layer transfer at 2, 3" in "".join(status)
     account = {c.layer: c for c in found.results[1].capacity}
     assert (account["fc2"].new, account["fc2"].free, account["fc2"].reused) == (0, 0, 2)
+
+
+def test_the_status_of_a_folder_that_does_not_say_its_tasks_yet(tmp_path: Path) -> None:
+    """The data is still being read, or the search ended before it was."""
+    found = run(tmp_path, settings(["finetune"]))
+    write_config(tmp_path, found.config)
+    for known, words in ((True, "2 of 2 tasks"), (False, "2 tasks")):
+        if not known:
+            (tmp_path / ABOUT).unlink()
+        console = Console(file=io.StringIO(), width=200)
+        print_status(tmp_path, console)
+        assert isinstance(console.file, io.StringIO)
+        _, chain, end = console.file.getvalue().splitlines()
+        assert chain.strip() == f"finetune/seed-0: {words}"
+        assert end.startswith("Finished." if known else "Not finished.")
 
 
 @pytest.mark.parametrize("tuned", [False, True], ids=["", "tuned"])

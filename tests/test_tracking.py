@@ -898,7 +898,7 @@ def test_damaged_entry_does_not_block_the_queue(out: Path) -> None:
     tracker.start(INFO)
     tracker.trial(trial(1))
     assert tracker.close(60) == 0
-    assert "is not valid JSON to read" in tracker.rejected[0].read_text()
+    assert "is not valid JSON" in tracker.rejected[0].read_text()
     assert len(runs(client(out))) == 3
     assert [f.name for f in folder.iterdir()] == ["rejected"]
 
@@ -973,6 +973,9 @@ def test_a_folder_that_is_no_path_within_an_address_is_refused(tmp_path: Path, n
 def test_wrong_input_is_named(out: Path) -> None:
     with pytest.raises(InputError, match=r"tracking\.uri.*'\./mlruns' is not allowed"):
         MLflowTracker(out, "./mlruns")
+    for wrong in ("sqlite://", "sqlite:///", "sqlite:///file:/a/m.db?uri=true", "sqlite:///a%41"):
+        with pytest.raises(InputError, match=r"tracking\.uri.*sqlite:///PATH"):
+            MLflowTracker(out, wrong)
     tracker = MLflowTracker(out)
     with pytest.raises(RuntimeError, match="start"):
         tracker.trial(trial(1))

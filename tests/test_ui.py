@@ -326,14 +326,14 @@ def run_folder(folder: Path, **tracking: Any) -> Config:
 def test_a_folder_without_a_run_or_a_store_is_refused(tmp_path: Path, call: Any) -> None:
     refused(call("ui", tmp_path), "config.yaml")
     run_folder(tmp_path)
-    refused(call("ui", tmp_path), "mlflow.db", f"clsearch resume {tmp_path}")
+    refused(call("ui", tmp_path), f"{tmp_path}/mlflow.db", f"clsearch resume {tmp_path}")
 
 
 def test_no_database_is_made_where_there_is_none(tmp_path: Path, call: Any) -> None:
     """The folder may come from somebody else."""
     database = tmp_path / "elsewhere.db"
     run_folder(tmp_path, uri=f"sqlite:///{database}")
-    refused(call("ui", tmp_path), "DIR", "elsewhere.db")
+    refused(call("ui", tmp_path), "DIR", str(database))
     assert not database.exists()
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -133,19 +133,29 @@ def write_model_files(
     np.save(folder / "example.npy", example_of(model).numpy(), allow_pickle=False)
 
 
+_Number = Annotated[int, Field(ge=1)]
+
+
 class _Task(BaseModel):
-    number: int = Field(ge=1)
+    """What the model answers: a task of its scenario, whose classes its outputs are."""
+
+    number: _Number
     name: str
     classes: list[str]
 
 
 class _Input(BaseModel):
-    shape: list[Any] = Field(min_length=4, max_length=4)
-    high: float
+    """Images `["N", C, H, W]`, pixels from 0 to `high`."""
+
+    shape: tuple[str, _Number, _Number, _Number]
+    high: float = Field(gt=0, allow_inf_nan=False)
     permuted: bool
 
 
 class _Output(BaseModel):
+    """Outputs `["N", width]`, and what they are."""
+
+    shape: tuple[str, _Number]
     what: str = Field(alias="is")
 
 
@@ -180,7 +190,8 @@ def load_export(path: Path) -> tuple[Loaded, dict[str, Any]]:
         raise InputError("model", str(path), "a model that `clsearch export` wrote", step)
     for part, needed in DESCRIBED.items():
         try:
-            needed.model_validate(described.get(part), strict=True)
+            # As JSON, in which the strict reader takes lists for tuples.
+            needed.model_validate_json(json.dumps(described.get(part)), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join([part, *map(str, first["loc"])])

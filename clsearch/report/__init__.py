@@ -25,10 +25,11 @@ def foreign(folder: Path) -> str:
     """What lies in a folder under the name of a part of a report, which no report has put there;
     empty if nothing does."""
     page = folder / _PAGE
-    if page.is_file():
-        with contextlib.suppress(OSError), page.open(encoding="utf-8", errors="replace") as stream:
-            if _MARK in stream.read(1000):
-                return ""
+    with contextlib.suppress(OSError):
+        if page.is_file():
+            with page.open(encoding="utf-8", errors="replace") as stream:
+                if _MARK in stream.read(1000):
+                    return ""
     return next((name for name in _PARTS if os.path.lexists(folder / name)), "")
 
 

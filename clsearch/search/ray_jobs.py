@@ -76,9 +76,8 @@ class JobServer:
     """The job server of a running cluster, asked with the cluster's token, or knowingly without.
 
     `address` is that of its dashboard (http://HOST:PORT), or of the cluster (`auto`, HOST:PORT),
-    which says where its dashboard is; `check_server` has nothing against it. Raises `InputError`
-    within seconds where none answers, and for a cluster without a token unless the user said that
-    it may be one.
+    which says where its dashboard is. Raises `InputError` within seconds where none answers, and
+    for a cluster without a token unless the user said that it may be one.
     """
 
     def __init__(self, address: str) -> None:
@@ -87,7 +86,7 @@ class JobServer:
         self._url = address.rstrip("/")
         if "://" not in address:
             self._url = _dashboard(address, token)
-            check_asks(self._url, address)
+        check_asks(self._url, address)  # whoever looked at the address before
         # Ray's client would take the variables before the address that it is given.
         named = dict.fromkeys(("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"))
         try:

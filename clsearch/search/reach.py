@@ -27,7 +27,8 @@ HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 ALLOWED = "auto, or HOST:PORT of a running Ray cluster"
 SERVERS = "auto, HOST:PORT of a running Ray cluster, or http://HOST:PORT of its dashboard"
 TUNNEL = "`ray dashboard cluster.yaml` opens a way to it: http://127.0.0.1:8265."
-HEAD = "Is Ray at work there (`ray status`), and its port open from here?"
+SILENT = "Is Ray at work there (`ray status`), and its port open from here?"
+"""What to look at where nothing answers."""
 DASHBOARD = "A dashboard's address is for `clsearch launch`; this joins the cluster itself."
 
 
@@ -59,7 +60,7 @@ def check_server(address: str) -> None:
         try:
             within(TIMEOUT, lambda: answers(address))
         except NotClusterError as error:
-            hint = OSError(f"{error}. If it is the dashboard, write http://{address}.")
+            hint = NotClusterError(f"{error}. If it is the dashboard, write http://{address}.")
             raise unreached(address, hint, SERVERS) from error
         except (OSError, ValueError) as error:
             raise unreached(address, error, SERVERS) from error
@@ -90,13 +91,11 @@ class _Straight(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_STRAIGHT = urllib.request.build_opener(_Straight, urllib.request.ProxyHandler({}))
-"""Through no proxy of the environment, which would be asked in place of the job server."""
-
-
 def _ask(url: str) -> None:
+    # Through no proxy of the environment, which would be asked in place of the job server.
+    straight = urllib.request.build_opener(_Straight, urllib.request.ProxyHandler({}))
     try:
-        with _STRAIGHT.open(f"{url}/api/version", timeout=TIMEOUT) as answer:
+        with straight.open(f"{url}/api/version", timeout=TIMEOUT) as answer:
             parse(answer.read(10_000))["ray_version"]
     except urllib.error.HTTPError as error:
         if error.code != 401 or b"authentication token" not in error.read(10_000):
@@ -115,8 +114,9 @@ def _is_web(address: str) -> bool:
 
 def unreached(address: str, error: Exception, allowed: str = ALLOWED) -> InputError:
     """What is said of an address where no cluster is reached."""
-    step = f"The reason: {' '.join(str(error).split()).rstrip('.')}. {HEAD}"
-    return InputError("address", address, allowed, step)
+    step = f"The reason: {' '.join(str(error).split()).rstrip('.')}."
+    silent = isinstance(error, OSError) and not isinstance(error, NotClusterError)
+    return InputError("address", address, allowed, f"{step} {SILENT}" if silent else step)
 
 
 def unserved(url: str, address: str, error: Exception) -> InputError:

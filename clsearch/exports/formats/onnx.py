@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import tempfile
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -23,9 +24,7 @@ from clsearch.rng import generator
 
 LARGEST = 2**31 - 2**20
 """Bytes of a model in one file: the format counts them by 31 bits."""
-_ELSEWHERE = b"\n\x08location"
-"""The key under which ONNX names another file with a tensor's numbers, which would be read from the
-folder one stands in."""
+_OTHER_FILES = "session.model_external_initializers_file_folder_path"
 TOLERANCE = 1e-4
 """How far outputs may be from the model's: in units of the largest of them, where that is above 1,
 since float32 has seven digits."""
@@ -141,12 +140,14 @@ def _session(path: Path, content: bytes) -> Any:
         *(raised.Fail, raised.InvalidArgument, raised.InvalidGraph, raised.InvalidProtobuf),
         *(raised.NoModel, raised.NotImplemented, raised.RuntimeException),
     )
-    if _ELSEWHERE in content:
-        raise DamagedError(f"{path} keeps weights in other files, as no model of clsearch does")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception
     try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # Weights in other files, as no model of clsearch has them, are looked for in this folder
+        # alone; else they would be in the one that the process stands in, or wherever they say.
+        with tempfile.TemporaryDirectory() as empty:
+            options.add_session_config_entry(_OTHER_FILES, empty)
+            return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     except refusals as error:
         raise DamagedError(f"{path} is no model that onnxruntime can run: {error}") from error
 
