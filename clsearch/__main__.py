@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 from typing import NoReturn
 
-from clsearch.errors import ClsearchError, InputError
-from clsearch.signals import stop_on_signals
+from clsearch.errors import UNWRITTEN, ClsearchError, InputError, unwritten
+from clsearch.signals import Leaving, stop_on_signals
 
 _UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def main() -> None:
-    """Entry point: runs a command and turns errors into messages and exit codes."""
+    """Entry point of a process: a command, stopped by signals, and ended with its exit code."""
     stop_on_signals()
+    leaving = Leaving()
+    try:
+        act()
+        leaving.code = 0
+    except SystemExit as end:
+        leaving.code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+def act() -> None:
+    """Runs the command of `sys.argv` and turns errors into messages and exit codes. Raises
+    `SystemExit`."""
     try:
         from clsearch.cli import app  # takes a moment, in which Ctrl-C may come
 
-        app()
+        try:
+            app()
+        except SystemExit:
+            sys.stdout.flush()  # what cannot be written is said, too
+            raise
     except ClsearchError as error:
         _end(_as_option(error))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except OSError as error:
+        if error.errno in UNWRITTEN and error.filename is None:
+            _end(unwritten(error))
         if error.errno not in _UNSEEN or not _typed(error.filename):
             raise
         allowed, reason = "one that this process can look at", f"The reason: {error.strerror}."
@@ -46,8 +65,18 @@ def _typed(path: object) -> bool:
 def _end(error: ClsearchError) -> NoReturn:
     from clsearch.messages import printable
 
-    print(f"clsearch: {printable(str(error))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # it may be on the disk that is full
+        print(f"clsearch: {printable(str(error))}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
     sys.exit(error.exit_code)
+
+
+def _drop_output() -> None:
+    """What cannot be written is not tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _as_option(error: ClsearchError) -> ClsearchError:

@@ -200,6 +200,9 @@ def select(
 
     if to is not None:
         check_writable(to, force)
+        if to.exists() and out.resolve() in to.resolve().parents:
+            step = "What lies in the run's folder is not replaced."
+            raise InputError("to", str(to), "a new file, or one outside", step)
     chosen = api.select(out, margin)
     print_selections(out, margin, chosen, Console())
     if to is not None:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clsearch.addresses import ANONYMOUS, shows_token
 from clsearch.axes import Grid
 from clsearch.errors import InputError
 from clsearch.messages import NAME, NAME_IN_WORDS, from_pydantic
@@ -209,9 +210,15 @@ class ResourcesConfig(Strict):
             step = "Trials on a CPU take no GPU of any type."
             raise InputError("accelerator", self.accelerator, "null where `device` is cpu", step)
         storage = self.storage
-        if storage is not None and holds_secret(storage):
+        if storage is not None and holds_secret(storage.replace(ANONYMOUS, "gs://", 1)):
             step = "Credentials come from the environment: AWS_ACCESS_KEY_ID, …"
             raise InputError("storage", storage, "an address without secrets", step)
+        if storage is not None and shows_token(storage):
+            allowed = (
+                "gs://BUCKET/PATH, or another server than Google's as gs://anonymous@BUCKET/PATH"
+            )
+            step = "`endpoint_override` and `scheme` would send Google's token elsewhere."
+            raise InputError("storage", storage, allowed, step)
         addresses = r"(s3|gs)://[^/].*|file:///[^?#]*"
         if storage is not None and (
             not re.fullmatch(addresses, storage) or ".." in unquote(storage).split("/")
@@ -220,15 +227,6 @@ class ResourcesConfig(Strict):
             allowed = "s3://BUCKET/PATH, gs://BUCKET/PATH, file:///PATH"
             raise InputError("storage", storage, allowed, step)
         return self
-
-
-SQLITE = "sqlite:///"
-"""How the address of a file of SQLite begins."""
-
-
-def database_of(uri: str) -> Path | None:
-    """The file of an address of SQLite, sqlite:///PATH; None for any other."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 class TrackingConfig(Strict):

@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from clsearch.config import Config, ResourcesConfig
-from clsearch.errors import ClsearchError, InputError, InterruptedRunError, StoreError
+from clsearch.errors import (
+    UNWRITTEN,
+    ClsearchError,
+    InputError,
+    InterruptedRunError,
+    StoreError,
+    unwritten,
+)
 from clsearch.files import cores
 from clsearch.folder import (
     claimed,
@@ -98,6 +105,10 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
             raise
         except ClsearchError as error:
             raise type(error)(f"{error}\n{_step(out, resume)}") from error
+        except OSError as error:  # of what the search says: it was to go into a file, or a pipe
+            if error.errno not in UNWRITTEN or error.filename is not None:
+                raise
+            raise unwritten(error, _step(out, resume)) from error
     if failed:
         first = failed[0]
         raise ClsearchError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import reprlib
 from collections.abc import Iterable
 
@@ -12,6 +13,10 @@ _SHORT.maxstring, _SHORT.maxother = 400, 200
 
 LOOKED_AT = 5000
 """Characters of both ends of a value that secrets are looked for in."""
+
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
+"""How an output fails that takes nothing more: a full disk, a pipe that nobody reads. It names no
+file."""
 
 MISSING = object()
 """The value of an `InputError` where nothing was given; `allowed` is then what to give."""
@@ -83,6 +88,11 @@ class UndeliveredError(Exception):
     def __init__(self, said: str, refused: bool) -> None:
         super().__init__(said)
         self.refused = refused
+
+
+def unwritten(error: OSError, step: str = "") -> ClsearchError:
+    """What is said of an output that takes nothing more, with what to do next."""
+    return ClsearchError(f"the output cannot be written: {error.strerror}. {step}".rstrip())
 
 
 def unknown(field: str, value: object, known: Iterable[str]) -> InputError:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from clsearch.config import Config, database_of, parse_config
+from clsearch.addresses import database_of
+from clsearch.config import Config, parse_config
 from clsearch.errors import MISSING, ClsearchError, InputError
 from clsearch.messages import command, duration, printable, say
 from clsearch.search.reach import SERVERS, check_server

@@ -10,18 +10,23 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
 
-from clsearch.config import database_of
+from clsearch.addresses import database_of
 from clsearch.errors import DamagedError, StoreError
 
 ID = re.compile(r"(m-)?[0-9a-f]{32}")
 """MLflow's ids of runs and models, which are names of folders."""
 MODEL = re.compile(r"file:.*/models/(m-[0-9a-f]{32})/artifacts")
-LEFT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""What SQLite says of a database without these tables, and of a damaged one."""
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+"""What SQLite says of a damaged database; of one without these tables, SQLITE_ERROR."""
 TABLES = ("experiments", "runs", "logged_models", "model_versions")
+AGAIN = "Delete it, and resume the run: what it held is delivered again"
+"""What helps where an output folder's own database is damaged."""
 FOREIGN = f"""select 1 from sqlite_master
     where type in ('view', 'trigger') and lower(tbl_name) in {TABLES}"""
+_TABLES = "select name from sqlite_master where type = 'table'"
 BUSY = 30.0
 """Seconds that another process may hold the database."""
 
@@ -46,12 +51,23 @@ def _checked(name: object) -> str:
     return str(name)
 
 
+def wrong_with(database: Path) -> str:
+    """Why a file of SQLite, which is only read, is no store of MLflow; empty if it is one. MLflow
+    itself would make one of any."""
+    try:
+        place = f"file:{quote(str(database.absolute()))}?mode=ro"
+        with contextlib.closing(sqlite3.connect(place, BUSY, uri=True)) as opened:
+            found = {name for (name,) in opened.execute(_TABLES)}
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        return f"is damaged ({error})"
+    return "" if found.issuperset(TABLES) else "is no database of MLflow's"
+
+
 def put_right(uri: str, root: str, experiment: str) -> None:
     """Has the addresses of an experiment, its runs and its models begin with `root`, in the
-    database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty
-    or damaged, of which MLflow says why, or has what MLflow does not make: views in place of
-    these tables, whose rows may have no end, and triggers on them. Raises `StoreError` for one that
-    is busy or cannot be written."""
+    database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty,
+    or has what MLflow does not make: views in place of these tables, whose rows may have no end,
+    and triggers on them. Raises `StoreError` for one that is damaged, busy or cannot be written."""
     database = database_of(uri)
     if database is None or not database.is_file():
         return
@@ -67,7 +83,10 @@ def put_right(uri: str, root: str, experiment: str) -> None:
         raise
     except sqlite3.DatabaseError as error:
         # Text that is none has no code: Python says that, not SQLite.
-        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF not in LEFT:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in DAMAGED:
+            raise StoreError(f"{database} is damaged ({error}). {AGAIN}") from error
+        if code != sqlite3.SQLITE_ERROR:
             raise StoreError(f"{database} cannot be put right: {error}") from error
 
 

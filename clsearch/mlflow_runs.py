@@ -17,8 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from clsearch.addresses import database_of
 from clsearch.audit import Points, word
-from clsearch.config import database_of
 from clsearch.errors import DamagedError
 from clsearch.files import entry_folder, replaced
 from clsearch.mlflow_places import model_place, put_right, run_place

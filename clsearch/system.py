@@ -10,16 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clsearch.addresses import SQLITE, database_of
 from clsearch.axes import Grid, axis_values
-from clsearch.config import (
-    SQLITE,
-    AugmentConfig,
-    Config,
-    MethodConfig,
-    Plugin,
-    checked_options,
-    database_of,
-)
+from clsearch.config import AugmentConfig, Config, MethodConfig, Plugin, checked_options
 from clsearch.data._stored import Images
 from clsearch.data.base import data_root
 from clsearch.errors import InputError, unknown

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from clsearch.config import SQLITE
+from clsearch.addresses import SQLITE
 from clsearch.courier import FINISH, Courier, Files, Ledger
 from clsearch.delivery import Delivery
 from clsearch.delivery_process import DeliveryProcess, refused
@@ -225,7 +225,7 @@ def _host(uri: str) -> str | None:
 
 def check_uri(uri: str) -> None:
     """Raises `InputError` for an address MLflow cannot use, or that names a user."""
-    shown = re.sub(r"([?#]).*", r"\1…", re.sub("//.*@", "//…@", uri))
+    shown = re.sub(r"([?#;]).*", r"\1…", re.sub("//.*@", "//…@", uri))
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))
     # SQLAlchemy takes any character but @ as part of a password.
@@ -235,9 +235,9 @@ def check_uri(uri: str) -> None:
     if re.match(user, uri) or NAMED.search(rest[1:]) or secret:
         step = CREDENTIALS.get(scheme(uri), f"Give the address of a server ({HTTP}) that has them.")
         raise InputError("tracking.uri", shown, "an address without name and password", step)
-    if scheme(uri) in ("http", "https") and re.search("[?#]", uri):
+    if scheme(uri) in ("http", "https") and re.search("[?#;]", uri):
         step = "MLflow has no place for it. A token belongs into MLFLOW_TRACKING_TOKEN."
-        raise InputError("tracking.uri", shown, "an address of a server without ?… or #…", step)
+        raise InputError("tracking.uri", shown, "an address of a server without ?…, ;… or #…", step)
     if scheme(uri) == "sqlite" and not re.fullmatch(f"{SQLITE}[^?%]+", uri):
         allowed = f"{SQLITE}PATH of a database, without ? and % in it"
         raise InputError("tracking.uri", shown, allowed)

@@ -22,18 +22,15 @@ for _number, _handler in (
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Calls the entry point in this process: what is refused is refused before anything starts."""
-    from clsearch.__main__ import main
+    """Runs a command in this process: what is refused is refused before anything starts."""
+    from clsearch.__main__ import act
 
     monkeypatch.delenv("CLSEARCH_DATA", raising=False)
-    monkeypatch.setattr(
-        "clsearch.__main__.stop_on_signals", lambda: None
-    )  # this process is pytest's
 
     def run(*arguments: object) -> Ended:
         monkeypatch.setattr("sys.argv", ["clsearch", *map(str, arguments)])
         try:
-            main()
+            act()
             code: Any = 0
         except SystemExit as end:
             code = end.code or 0

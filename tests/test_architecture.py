@@ -19,7 +19,7 @@ ROOMS = [
     *("redaction", "errors", "rng", "records", "space", "options", "plugins"),
     *("memory", "files"),
     *("products", "signals"),
-    *("messages", "axes", "yaml_reader", "config"),
+    *("addresses", "messages", "axes", "yaml_reader", "config"),
     *("metrics", "selection"),
     *("data", "scenarios", "models", "regularizers", "methods", "training", "pruning"),
     *("system", "identity", "store", "protocols", "trial", "consolidation", "jobs", "search"),

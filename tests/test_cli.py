@@ -490,6 +490,10 @@ def test_select_replaces_a_file_only_with_force(
     assert call("select", out, "--margin", "2", "--to", file, "--force").code == 0
     assert len(json.loads(file.read_text())) == 4
     refused(call("select", out, "--margin", "2", "--to", tmp_path / "no" / "x.json"), "--to")
+    own = out / "config.yaml"
+    content = own.read_bytes()
+    refused(call("select", out, "--margin", "2", "--to", own, "--force"), "--to", "not replaced")
+    assert own.read_bytes() == content
 
 
 def test_an_exported_model_answers_like_the_selected_one(
@@ -609,6 +613,68 @@ def test_doctor_says_what_to_mend(
     assert [line.split()[1] for line in mend] == ["ray:", "mlflow:", "data:"]
     assert "3 to mend." in ended.out
     assert "--data" in ended.out
+
+
+@pytest.mark.parametrize("command", [["methods"], ["--help"], ["status", "{}"]])
+def test_an_output_that_takes_nothing_is_one_message(
+    searched: tuple[Path, str], command: list[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = clsearch(
+            *(word.format(searched[0]) for word in command),
+            capture_output=False, stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "clsearch: the output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.slow
+def test_a_search_whose_output_takes_nothing_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for output in ("/dev/full", "a pipe that nobody reads"):
+        config = write_config(tmp_path / "c.yaml")
+        if output == "/dev/full":
+            target = os.open(output, os.O_WRONLY)
+        else:
+            reader, target = os.pipe()
+            os.close(reader)
+        done = clsearch(
+            "run", config, "--out", out,
+            capture_output=False, stdout=target, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        os.close(target)
+        assert done.returncode == 1
+        first, second = done.stderr.splitlines()
+        assert first.startswith("clsearch: the output cannot be written: ")
+        assert second == f"Go on with: clsearch resume {out}"
+    assert clsearch("resume", out).returncode == 0
+
+
+AT_THE_END = """
+import atexit, os, sys
+from clsearch.signals import Leaving
+
+class Crashing:
+    def __del__(self):
+        os.abort()
+
+leaving = Leaving()
+leaving.code = 7
+atexit.register(print, "what has to be done at the end")
+sys.modules["crashing"] = Crashing()  # goes when the interpreter does
+print("the last word", end="; ")
+"""
+
+
+def test_what_crashes_as_the_interpreter_ends_changes_no_exit_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+    assert done.stdout == "the last word; what has to be done at the end\n"
+    without = AT_THE_END.replace("leaving = Leaving()", "leaving = atexit")
+    crashed = subprocess.run([sys.executable, "-c", without], capture_output=True, check=False)
+    assert crashed.returncode == -signal.SIGABRT
 
 
 IN_A_DESTRUCTOR = """

@@ -36,6 +36,36 @@ def section(kind: str) -> dict[str, Any]:
     return dict(loaded)
 
 
+def documented() -> list[str]:
+    """Every search that the documents have typed from a desk, as it is typed."""
+    head = "".join(re.findall(r"^#(?: (.*\n)|\n)", FILE.read_text(encoding="utf-8"), re.MULTILINE))
+    text = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8") + head
+    return re.findall(r"ray exec cluster\.yaml 'clsearch [^']*'", text)
+
+
+SAID = """
+ray() { bash --login -c "true && ($3)"; }
+clsearch() { printf '%s\\n' "$@"; }
+export -f clsearch
+"""
+
+
+def test_searches_that_are_typed_from_a_desk_arrive_whole() -> None:
+    """As one command: `ray exec` hands its text to a shell, where a line's end would end it."""
+    commands = documented()
+    assert len(commands) == 4
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-c", f"{SAID}\n{command}"], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), command
+        verb, config, *options = done.stdout.splitlines()
+        assert verb == "run"
+        assert config.endswith("quickstart.yaml")
+        assert options[0] == "--out"
+        assert options[-2:] == ["--address", "auto"]
+
+
 @pytest.fixture(params=SECTIONS)
 def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
     return section(request.param)

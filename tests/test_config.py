@@ -569,11 +569,33 @@ def test_momentum_belongs_to_sgd() -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        "endpoint_override=host:9000",
+        "endpoint%5Foverride=host%3A9000",
+        "endpoint_override=127.0.0.1:9000&endpoint_override=host:9000",
+        "endpoint_override=127.0.0.1.host:9000",
+        "endpoint_override=",
+        "endpoint_override=[::1",
+        "scheme=http",
+        "scheme=HTTP",
+    ],
+)
+def test_googles_token_is_for_google(options: str) -> None:
+    """It is sent with every request, and opens what its owner may open."""
+    with pytest.raises(InputError, match="would send Google's token elsewhere"):
+        ResourcesConfig.model_validate({"storage": f"gs://bucket/x?{options}"})
+
+
+@pytest.mark.parametrize(
     ("storage", "fine"),
     [
         ("file:///folder/with%20space", True),
         ("s3://bucket/search?endpoint_override=127.0.0.1:9000", True),
         ("gs://bucket", True),
+        ("gs://bucket?endpoint_override=127.0.0.1:9000&scheme=http", True),
+        ("gs://bucket?endpoint_override=[::1]:9000", True),
+        ("gs://anonymous@bucket?endpoint_override=host:9000&scheme=http", True),
         ("file:///folder/../other", False),
         ("file:///folder/%2e%2e/other", False),
         ("file:///folder?one", False),

@@ -312,6 +312,41 @@ def test_a_job_server_is_told_the_token_when_it_has_asked_whoever_looked_before(
     assert asked == [("/api/version", False)]
 
 
+@pytest.mark.timeout(60)
+def test_an_answer_that_drips_is_left_within_seconds(
+    call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte of it comes within the limit for one."""
+    monkeypatch.setattr("clsearch.search.ray_jobs.ANSWER", 1.0)
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            token = self.headers.get("Authorization") is not None
+            self.send_response(200 if token else 401)
+            self.end_headers()
+            self.wfile.write(b"" if token else ASKS[1])
+            if token and self.path == "/api/version":
+                self.wfile.write(VERSION)
+            elif token:
+                with contextlib.suppress(OSError):
+                    while not over.wait(0.1):
+                        self.wfile.write(b" ")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    over = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address, began = f"http://127.0.0.1:{server.server_port}", time.monotonic()
+        ended = call("status", "clsearch-x-000000", "--address", address)
+        assert time.monotonic() - began < 8
+        over.set()
+        server.shutdown()
+    assert ended.code == 1
+    assert "no answer within 1 s" in ended.err
+
+
 def test_a_server_that_asks_and_then_is_silent_is_left_within_seconds(
     call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

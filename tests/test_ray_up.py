@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from command import ROOT, clsearch, journal, write_config
 from hosts import HOME, PATH, SHARED, Host, give_venv, hosts, serve_ssh
+from test_cluster_yaml import documented
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -98,8 +99,13 @@ def test_ray_up_a_search_and_ray_down(machines: list[Host], tmp_path: Path) -> N
     stranger = f"clsearch-venv/bin/python -c '{STRANGER.format(address=head.address)}'"
     assert workers[0].run(stranger, RAY_AUTH_MODE="disabled").endswith("AuthenticationError\n")
 
-    search = f"clsearch run {SHARED}/config.yaml --out {SHARED}/out --address auto"
-    said = typed(desk, f"ray exec cluster.yaml '{search}'")
+    search = documented()[0]
+    places = {"~/clsearch/experiments/quickstart.yaml": f"{SHARED}/config.yaml",
+              " SHARED/quickstart": f" {SHARED}/out"}  # fmt: skip
+    for example, place in places.items():
+        assert example in search
+        search = search.replace(example, place)
+    said = typed(desk, search)
     assert "8 trials trained" in said
     out, local = tmp_path / "shared" / "out", tmp_path / "local"
     assert len(journal(out)) == 8

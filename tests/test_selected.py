@@ -242,6 +242,12 @@ def test_a_disk_that_fills_up_between_models_leaves_the_folder_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ["all"]
 
 
+def test_the_folder_of_all_others_is_refused_at_its_first_file(run: Path) -> None:
+    """It holds more than can be looked at, and what goes while it is."""
+    with pytest.raises(InputError, match=r"to: '/' .* was not exported, and is left alone"):
+        export_all(run, "/", force=True)
+
+
 def test_an_unfinished_run_gives_what_it_has(unfinished: Path, tmp_path: Path, call: Any) -> None:
     missing = ("export", unfinished, "--method", "clnp", "--task", "2", "--to", "m.pt2")
     refused(call(*missing), "--task", "clnp/seed-0: 1", "not finished", "clsearch resume")

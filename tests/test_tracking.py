@@ -996,6 +996,7 @@ def test_wrong_input_is_named(out: Path) -> None:
         ("postgres://me:secret@host/db", "postgresql"),
         ("http://host:5000?sig=secret", "MLFLOW_TRACKING_TOKEN"),
         ("https://host/mlflow/#secret", "MLFLOW_TRACKING_TOKEN"),
+        ("https://host/mlflow;token=secret", "MLFLOW_TRACKING_TOKEN"),
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_repeated(

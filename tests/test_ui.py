@@ -6,6 +6,7 @@ folder `CLSEARCH_SCREENSHOTS`, or to a temporary one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -335,6 +337,25 @@ def test_no_database_is_made_where_there_is_none(tmp_path: Path, call: Any) -> N
     run_folder(tmp_path, uri=f"sqlite:///{database}")
     refused(call("ui", tmp_path), "DIR", str(database))
     assert not database.exists()
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path: Path, call: Any) -> None:
+    """MLflow would make its tables in it."""
+    database = tmp_path / "cookies.db"
+    with contextlib.closing(sqlite3.connect(database)) as opened, opened:
+        opened.execute("create table cookies (name)")
+    content = database.read_bytes()
+    run_folder(tmp_path, uri=f"sqlite:///{database}")
+    ended = call("ui", tmp_path)
+    refused(ended, "DIR", f"{database} is no database of MLflow's")
+    assert "Delete" not in ended.err
+    assert database.read_bytes() == content
+
+
+def test_a_damaged_database_is_said_to_be_made_again(tmp_path: Path, call: Any) -> None:
+    run_folder(tmp_path)
+    (tmp_path / "mlflow.db").write_bytes(b"damage" * 1000)
+    refused(call("ui", tmp_path), f"{tmp_path}/mlflow.db is damaged", "Delete it, and resume")
 
 
 def test_a_taken_port_is_refused(tmp_path: Path, call: Any) -> None:

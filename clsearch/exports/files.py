@@ -47,11 +47,18 @@ def check_folder(path: Path, own: Set[Path], force: bool) -> None:
     check_new(path, force)
     if not path.exists():
         return
-    found = path.rglob("*") if path.is_dir() else [path]
-    other = sorted(p for p in found if p not in own and (p.is_symlink() or not p.is_dir()))
-    if other:
-        step = f"{other[0]} was not exported, and is left alone."
+    found = _below(path) if path.is_dir() else [path]
+    other = next((p for p in found if p not in own and (p.is_symlink() or not p.is_dir())), None)
+    if other is not None:
+        step = f"{other} was not exported, and is left alone."
         raise InputError("to", str(path), "a new folder, or one with nothing else in it", step)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """What lies in a folder, one after the other: it may be that of the whole system."""
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        yield from (Path(folder, name) for name in sorted([*folders, *files]))
 
 
 def save_export(

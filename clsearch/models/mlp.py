@@ -15,7 +15,7 @@ from clsearch.models.base import Staged, Tap, UnitLayer
 
 class MLPOptions(ActivationOptions):
     hidden: list[Annotated[int, Field(ge=1, le=65536)]] = Field(
-        [100, 100], min_length=1, description="Neurons of each hidden layer."
+        [100, 100], min_length=1, max_length=1000, description="Neurons of each hidden layer."
     )
 
 

@@ -7,9 +7,9 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, TypeVar
 
+from clsearch.addresses import is_loopback
 from clsearch.errors import ClsearchError, InputError
 from clsearch.search import local
 from clsearch.search._ray import authenticated, job_client, ray, ray_constants, raylet
@@ -32,6 +32,14 @@ CONFIG = "CLSEARCH_CONFIG"
 
 LONGEST = 60_000
 """Characters of a config that fit into the variables of a job, quotes and all."""
+
+ANSWER = 60.0
+"""Seconds that an answer of the job server may take as a whole."""
+
+AGENT = (
+    ". Does another Ray on that host hold the port of its agent? `ray start --head"
+    " --dashboard-agent-listen-port=PORT` gives it another."
+)
 
 STOP_WITHIN = 60
 """Seconds that a search has, once it is told to stop, before Ray kills it."""
@@ -105,8 +113,13 @@ class JobServer:
             return act()
         except (*_FAILURES, *_ODD) as error:
             said = " ".join(str(error).split())
-            what = f"the job server at {self._url} failed, or gave no answer: {said}"
+            hint = AGENT if "No available agent" in said else ""
+            what = f"the job server at {self._url} failed, or gave no answer: {said}{hint}"
             raise ClsearchError(what) from error
+
+    def _soon(self, act: Callable[[], T]) -> T:
+        """The same of what is one answer, however slowly it comes."""
+        return self._ask(lambda: within(ANSWER, act))
 
     def submit(self, job: str, name: str, out: str, config: str) -> None:
         """Has the cluster search a config, YAML, in the folder `out` of its own, as a job of this
@@ -119,7 +132,7 @@ class JobServer:
         command = shlex.join(["clsearch", "run", "/dev/stdin", "--out", out, "--address", "auto"])
         mode = f"{local.MODE}=disabled " if local.open_cluster() else ""
         installed = f"command -v clsearch >/dev/null || exit {_NOT_FOUND}"
-        self._ask(
+        self._soon(
             lambda: self._client.submit_job(
                 submission_id=job,
                 entrypoint=f"{installed}; printenv {CONFIG} | {mode}{command}",
@@ -131,16 +144,16 @@ class JobServer:
 
     def jobs(self) -> dict[str, LaunchedJob]:
         """The searches that were launched on the cluster, by their ids, the latest last."""
-        found = self._ask(lambda: [_launched(job) for job in self._client.list_jobs()])
+        found = self._soon(lambda: [_launched(job) for job in self._client.list_jobs()])
         return {job.id: job for job in sorted(filter(None, found), key=lambda job: job.started)}
 
     def stop(self, job: str) -> None:
         """Tells a search to stop, as Ctrl-C does."""
-        self._ask(lambda: self._client.stop_job(job))
+        self._soon(lambda: self._client.stop_job(job))
 
     def log(self, job: str) -> str:
         """All that a search has said so far."""
-        return str(self._ask(lambda: self._client.get_job_logs(job)))
+        return str(self._soon(lambda: self._client.get_job_logs(job)))
 
     def follow(self, job: str) -> Iterator[str]:
         """What a search has said, and what it says from now on, until it ends."""
@@ -159,13 +172,6 @@ class JobServer:
                     return
                 except ClientError as error:
                     raise ClsearchError(f"the log of {job} broke off: {error}") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _client() -> type[Any]:
@@ -231,7 +237,7 @@ def _dashboard(address: str, token: dict[str, str | None]) -> str:
         step = f"It has no dashboard. Start its head by {how}."
         raise InputError("address", address, "a cluster with a job server", step)
     shown = str(said.decode())
-    if _is_loopback(shown.rpartition(":")[0]) and not is_here(found):
+    if is_loopback(shown.rpartition(":")[0]) and not is_here(found):
         step = f"Its dashboard is on its head's loopback, out of reach from here. {TUNNEL}"
         raise InputError("address", address, "http://HOST:PORT of its dashboard", step)
     return f"http://{shown}"

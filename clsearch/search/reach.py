@@ -11,12 +11,15 @@ import urllib.request
 from collections.abc import Callable
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from clsearch.errors import InputError
 from clsearch.files import parse
 from clsearch.redaction import holds_secret
 from clsearch.search import local
+
+T = TypeVar("T")
 
 TIMEOUT = 5.0
 """Seconds to wait for an answer."""
@@ -132,24 +135,24 @@ def not_asked(address: str) -> InputError:
     return InputError("address", address, "a cluster that asks for a token", step)
 
 
-def within(seconds: float, act: Callable[[], None]) -> None:
-    """Does something that has its own limits for every step, or raises `TimeoutError`."""
-    ended: SimpleQueue[Exception | None] = SimpleQueue()
+def within(seconds: float, act: Callable[[], T]) -> T:
+    """What something gives that has its own limits for every step, or raises `TimeoutError`."""
+    ended: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
 
     def run() -> None:
         try:
-            act()
-            ended.put(None)
+            ended.put((act(), None))
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
-            ended.put(error)
+            ended.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        error = ended.get(timeout=seconds)
+        found, error = ended.get(timeout=seconds)
     except Empty:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
     if error is not None:
         raise error
+    return found  # type: ignore[return-value]
 
 
 class NotClusterError(OSError):
