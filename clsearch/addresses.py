@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 SQLITE = "sqlite:///"
 """How the address of a file of SQLite begins."""
 ANONYMOUS = "gs://anonymous@"
 """How the address of a bucket of Google's begins that is asked for without credentials."""
-_SERVER = "endpoint_override"
+_HOST = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\])(:[0-9]+)?")
+"""A server, with its port or without; of other forms, readers find different hosts in it."""
 
 
 def database_of(uri: str) -> Path | None:
@@ -29,14 +31,10 @@ def is_loopback(host: str) -> bool:
 def shows_token(bucket: str) -> bool:
     """Whether Google's token would go to a server that the address of a bucket names, or there in
     the clear: whoever hears it can use it for an hour."""
-    try:
-        parts = urlsplit(bucket)
-        given = parse_qsl(parts.query, keep_blank_values=True)
-        servers = [urlsplit(f"//{value}").hostname for key, value in given if key == _SERVER]
-    except ValueError:
-        return True
-    if parts.scheme != "gs" or bucket.startswith(ANONYMOUS):
+    if not bucket.startswith("gs://") or bucket.startswith(ANONYMOUS):
         return False
+    given = parse_qsl(bucket.partition("?")[2], keep_blank_values=True)
+    servers = [_HOST.fullmatch(value) for key, value in given if key == "endpoint_override"]
     clear = any(key == "scheme" and value != "https" for key, value in given)
-    inside = bool(servers) and all(is_loopback(host or "") for host in servers)
+    inside = bool(servers) and all(found and is_loopback(found[1]) for found in servers)
     return (clear or bool(servers)) and not inside

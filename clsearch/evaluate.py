@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,8 +183,8 @@ def _sound(file: Path, answer: Loaded, task: Task, described: Mapping[str, Any])
     other outputs."""
     names, (_, count) = described["task"]["classes"], described["output"]["shape"]
     width = task.answers.width(len(names))
-    if len(set(names)) < len(names):
-        raise DamagedError(f"{file} describes two classes of one name: {', '.join(names)}")
+    for name in (name for name, times in Counter(names).items() if times > 1):
+        raise DamagedError(f"{file} describes two classes of the name {name!r}")
     if count != width and task.answers.probabilities:
         raise DamagedError(f"{file} describes {count} outputs for {len(names)} classes")
     if count != width:

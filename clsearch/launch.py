@@ -81,10 +81,12 @@ def _checked(config: Config, out: str, options: Options) -> Config:
     scenario = config.scenario.options
     root = "scenario.root" if options.data is None else "data"
     places = {"out": out, root: scenario.get("root"), "scenario.cache": scenario.get("cache")}
-    places["tracking.uri"] = config.tracking.uri and database_of(config.tracking.uri)
     for field, place in places.items():
         if place and not str(place).startswith("/" if field == "out" else ("/", "~/")):
             raise InputError(field, place, "an absolute path, of a folder on the cluster")
+    uri = config.tracking.uri or ""
+    if (database := database_of(uri)) and not database.is_absolute():
+        raise InputError("tracking.uri", uri, "an absolute path, of a file on the cluster")
     if ".." in PurePosixPath(out).parts:  # what that is there, only the cluster knows
         raise InputError("out", out, "an absolute path without `..`")
     return config

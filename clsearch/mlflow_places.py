@@ -51,15 +51,19 @@ def _checked(name: object) -> str:
     return str(name)
 
 
-def wrong_with(database: Path) -> str:
-    """Why a file of SQLite, which is only read, is no store of MLflow; empty if it is one. MLflow
-    itself would make one of any."""
+def wrong_with(database: Path, own: bool) -> str:
+    """Why a file of SQLite is no store of MLflow, and what helps; empty if it is one. MLflow itself
+    would make one of any. Only an output folder's `own` is written to, where a process that was
+    killed has left something to take back."""
     try:
-        place = f"file:{quote(str(database.absolute()))}?mode=ro"
+        place = f"file:{quote(str(database.absolute()))}?mode={'rw' if own else 'ro'}"
         with contextlib.closing(sqlite3.connect(place, BUSY, uri=True)) as opened:
             found = {name for (name,) in opened.execute(_TABLES)}
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        return f"is damaged ({error})"
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if code not in DAMAGED:
+            return f"cannot be read ({error})"
+        return f"is damaged ({error}). {AGAIN}" if own else f"is damaged ({error})"
     return "" if found.issuperset(TABLES) else "is no database of MLflow's"
 
 

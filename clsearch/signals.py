@@ -33,9 +33,9 @@ def stop_on_signals() -> None:
 
 
 class Leaving:
-    """Ends the process when all is done that was to be done at its end, with an exit code. The end
-    of the interpreter itself is left out: threads of Ray's, of which Python knows nothing, have
-    crashed there after the last word was said."""
+    """Ends the process with its exit code, when all is done that was to be done at its end. That of
+    the interpreter itself is left out: what crashes there would say otherwise of a search that has
+    said its last word."""
 
     def __init__(self) -> None:
         self.code = 1

@@ -24,7 +24,7 @@ from clsearch.addresses import database_of
 from clsearch.errors import ClsearchError, InputError
 from clsearch.folder import run_config
 from clsearch.messages import command
-from clsearch.mlflow_places import AGAIN, put_right, wrong_with
+from clsearch.mlflow_places import put_right, wrong_with
 from clsearch.notes import view_link
 from clsearch.tracking import SETTINGS, is_server, store_of
 from clsearch.views import SELECTIONS_KEY
@@ -60,9 +60,9 @@ def serve(out: Path, port: int | None, console: Console) -> None:
         step = f"There is no {database}. {step} Go on with: {command('resume', out)}"
         raise InputError("DIR", str(out), "a run whose store of MLflow is there", step)
     chosen = _free_port() if port is None else _checked(port)
-    if database is not None and (wrong := wrong_with(database)):
-        step = f"{database} {wrong}. {f'{AGAIN}.' if artifacts is not None else ''}".rstrip()
-        raise InputError("DIR", str(out), "a run whose store of MLflow is whole", step)
+    if database is not None and (wrong := wrong_with(database, own=artifacts is not None)):
+        allowed = "a run whose store of MLflow is whole"
+        raise InputError("DIR", str(out), allowed, f"{database} {wrong}.")
     if artifacts is not None:
         put_right(store, artifacts, config.name)
     with _server(store, chosen) as (process, log):

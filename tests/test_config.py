@@ -575,6 +575,8 @@ def test_momentum_belongs_to_sgd() -> None:
         "endpoint%5Foverride=host%3A9000",
         "endpoint_override=127.0.0.1:9000&endpoint_override=host:9000",
         "endpoint_override=127.0.0.1.host:9000",
+        "endpoint_override=127.0.0.1:9000@host",
+        "endpoint_override=host%5C@127.0.0.1",
         "endpoint_override=",
         "endpoint_override=[::1",
         "scheme=http",

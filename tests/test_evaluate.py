@@ -308,7 +308,7 @@ LIARS: dict[str, tuple[Callable[[Any], None], dict[str, Any], str]] = {
     "another batch than any": (reshaped(7, 10), {}, "cannot be run on images of"),
     "fewer classes": (kept, {"task": {"classes": NAMES[:3]}}, "10 outputs for 3 classes"),
     "more classes": (kept, {"task": {"classes": [*NAMES, "x"]}}, "10 outputs for 11 classes"),
-    "one class ten times": (kept, {"task": {"classes": ["0"] * 10}}, "two classes of one name"),
+    "one class ten times": (kept, {"task": {"classes": ["0"] * 10}}, "two classes of the name '0'"),
     "other outputs": (
         kept,
         {"task": {"classes": NAMES[:3]}, "output": {"shape": ["N", 3]}},
