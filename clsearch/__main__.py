@@ -8,7 +8,7 @@ import os
 import sys
 from typing import NoReturn
 
-from clsearch.errors import UNWRITTEN, ClsearchError, InputError, unwritten
+from clsearch.errors import ClsearchError, InputError, is_unwritten, unwritten
 from clsearch.signals import Leaving, stop_on_signals
 
 _UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
@@ -24,6 +24,8 @@ def main() -> None:
     except SystemExit as end:
         leaving.code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
+    except KeyboardInterrupt:  # while something else was said
+        leaving.code = 130
 
 
 def act() -> None:
@@ -35,7 +37,8 @@ def act() -> None:
         try:
             app()
         except SystemExit:
-            sys.stdout.flush()  # what cannot be written is said, too
+            if sys.stdout is not None:  # it was closed
+                sys.stdout.flush()  # what cannot be written is said, too
             raise
     except ClsearchError as error:
         _end(_as_option(error))
@@ -45,7 +48,7 @@ def act() -> None:
         _drop_output()
         sys.exit(1)
     except OSError as error:
-        if error.errno in UNWRITTEN and error.filename is None:
+        if is_unwritten(error):
             _end(unwritten(error))
         if error.errno not in _UNSEEN or not _typed(error.filename):
             raise
@@ -68,7 +71,8 @@ def _end(error: ClsearchError) -> NoReturn:
     with contextlib.suppress(OSError):  # it may be on the disk that is full
         print(f"clsearch: {printable(str(error))}", file=sys.stderr)
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         _drop_output()
     sys.exit(error.exit_code)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +55,13 @@ Storage = Annotated[
 ]
 
 
+class Screen(Console):
+    """Standard output. Where nobody reads it any more, the command says so, and not rich."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the search.")],
@@ -76,7 +85,7 @@ def run(
     from clsearch import api
     from clsearch.driver import Options, plan_search
 
-    loaded, console = api.load_config(config), Console()
+    loaded, console = api.load_config(config), Screen()
     if dry_run:
         target = out or Path("runs") / loaded.name
         plan_search(loaded, target, Options(address, tracking_uri, workers, data, storage), console)
@@ -109,7 +118,7 @@ def resume(
     from clsearch.driver import Options
 
     if launch.is_job(out, address):
-        launch.resume(out, Options(address, tracking_uri, workers, data), Console())
+        launch.resume(out, Options(address, tracking_uri, workers, data), Screen())
         return
     from clsearch import api
 
@@ -120,7 +129,7 @@ def resume(
         tracking_uri=tracking_uri,
         workers=workers,
         data=data,
-        console=Console(),
+        console=Screen(),
     )
 
 
@@ -143,7 +152,7 @@ def launch(
     from clsearch.driver import Options
 
     options = Options(address, tracking_uri, None, data, storage)
-    room.launch(api.load_config(config), out, options, Console())
+    room.launch(api.load_config(config), out, options, Screen())
 
 
 @app.command()
@@ -157,11 +166,11 @@ def status(
     from clsearch import launch
 
     if address is not None or launch.is_job(out, address):
-        launch.print_status(out, address, Console())
+        launch.print_status(out, address, Screen())
     else:
         from clsearch import status as room
 
-        room.print_status(Path(out), Console())
+        room.print_status(Path(out), Screen())
 
 
 @app.command()
@@ -175,7 +184,7 @@ def logs(
     """Print what a launched search says."""
     from clsearch import launch
 
-    launch.print_log(job, address, follow, Console())
+    launch.print_log(job, address, follow, Screen())
 
 
 @app.command()
@@ -183,7 +192,7 @@ def stop(job: Job, address: Cluster) -> None:
     """Stop a launched search as Ctrl-C does: what has finished is kept, `resume` goes on."""
     from clsearch import launch
 
-    launch.stop(job, address, Console())
+    launch.stop(job, address, Screen())
 
 
 @app.command()
@@ -199,12 +208,11 @@ def select(
     from clsearch.reselect import print_selections
 
     if to is not None:
+        if out.resolve() in to.resolve().parents:
+            raise InputError("to", str(to), f"a file outside {out}, which the run's own are in")
         check_writable(to, force)
-        if to.exists() and out.resolve() in to.resolve().parents:
-            step = "What lies in the run's folder is not replaced."
-            raise InputError("to", str(to), "a new file, or one outside", step)
     chosen = api.select(out, margin)
-    print_selections(out, margin, chosen, Console())
+    print_selections(out, margin, chosen, Screen())
     if to is not None:
         atomic_write(to, json.dumps([s.to_json() for s in chosen], indent=1) + "\n")
 
@@ -243,7 +251,7 @@ def export(
     from clsearch.exports.shown import print_export, print_index
     from clsearch.messages import say
 
-    console = Console()
+    console = Screen()
     chosen = {"--method": method, "--task": task, "--seed": seed}
     if every:
         for name, value in chosen.items():
@@ -286,7 +294,7 @@ def report(
     from clsearch import reporting as room
 
     written = room.report(outs, to, csv=csv, latex=latex, force=force)
-    room.print_written(written, csv or latex, Console())
+    room.print_written(written, csv or latex, Screen())
 
 
 @app.command()
@@ -299,7 +307,7 @@ def ui(
     """Open the audit trail: serve MLflow's UI on this machine until Ctrl-C."""
     from clsearch.ui import serve
 
-    serve(out, port, Console())
+    serve(out, port, Screen())
 
 
 @app.command()
@@ -331,7 +339,7 @@ def evaluate(
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
-        room.print_evaluation(found, Console())
+        room.print_evaluation(found, Screen())
 
 
 @app.command()
@@ -347,7 +355,7 @@ def compare(
     if as_json:
         print(json.dumps(found, indent=1))
     else:
-        room.print_comparison(found, Console())
+        room.print_comparison(found, Screen())
 
 
 @app.command()
@@ -355,7 +363,7 @@ def doctor(data: Data = None) -> None:
     """Check versions, devices, Ray, MLflow and data folders; say what to mend."""
     from clsearch.doctor import examine
 
-    raise typer.Exit(examine(data, Console()))
+    raise typer.Exit(examine(data, Screen()))
 
 
 @app.command()
@@ -367,4 +375,4 @@ def methods(
     """Describe the methods, regularisers and activations: equations, options, hyperparameters."""
     from clsearch.catalogue import print_methods
 
-    print_methods(name, Console())
+    print_methods(name, Screen())

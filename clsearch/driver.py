@@ -15,11 +15,11 @@ from rich.console import Console
 
 from clsearch.config import Config, ResourcesConfig
 from clsearch.errors import (
-    UNWRITTEN,
     ClsearchError,
     InputError,
     InterruptedRunError,
     StoreError,
+    is_unwritten,
     unwritten,
 )
 from clsearch.files import cores
@@ -105,8 +105,8 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
             raise
         except ClsearchError as error:
             raise type(error)(f"{error}\n{_step(out, resume)}") from error
-        except OSError as error:  # of what the search says: it was to go into a file, or a pipe
-            if error.errno not in UNWRITTEN or error.filename is not None:
+        except OSError as error:
+            if not is_unwritten(error):
                 raise
             raise unwritten(error, _step(out, resume)) from error
     if failed:

@@ -14,10 +14,6 @@ _SHORT.maxstring, _SHORT.maxother = 400, 200
 LOOKED_AT = 5000
 """Characters of both ends of a value that secrets are looked for in."""
 
-UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE)
-"""How an output fails that takes nothing more: a full disk, a pipe that nobody reads. It names no
-file."""
-
 MISSING = object()
 """The value of an `InputError` where nothing was given; `allowed` is then what to give."""
 
@@ -90,9 +86,17 @@ class UndeliveredError(Exception):
         self.refused = refused
 
 
-def unwritten(error: OSError, step: str = "") -> ClsearchError:
+def is_unwritten(error: OSError) -> bool:
+    """Whether an output takes nothing more: a full disk, a pipe that nobody reads. Such an error
+    names no file, as those do that come of opening one."""
+    return error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
+
+
+def unwritten(
+    error: OSError, step: str = "Make room there, or send it elsewhere."
+) -> ClsearchError:
     """What is said of an output that takes nothing more, with what to do next."""
-    return ClsearchError(f"the output cannot be written: {error.strerror}. {step}".rstrip())
+    return ClsearchError(f"the output cannot be written: {error.strerror}. {step}")
 
 
 def unknown(field: str, value: object, known: Iterable[str]) -> InputError:

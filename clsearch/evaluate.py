@@ -198,10 +198,15 @@ def _sound(file: Path, answer: Loaded, task: Task, described: Mapping[str, Any])
             said = " ".join(f"{type(error).__name__}: {error}".split())[:_SAID]
             images = "x".join(map(str, pixels.shape))
             raise ClsearchError(f"{file} cannot be run on images of {images}: {said}") from error
+        if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+            said = getattr(outputs, "dtype", type(outputs).__name__)
+            raise DamagedError(f"{file} answers with {said}, not with numbers as it describes")
         if outputs.shape != (len(pixels), count):
             shape = "x".join(map(str, outputs.shape))
             wanted = f"{len(pixels)}x{count} as it describes"
             raise DamagedError(f"{file} answers with {shape} numbers, not {wanted}")
+        if not outputs.isfinite().all():
+            raise DamagedError(f"{file} answers with numbers that are not finite")
         return outputs
 
     return sound

@@ -73,7 +73,8 @@ def resume(name: str, options: Options, console: Console) -> None:
 
 def _checked(config: Config, out: str, options: Options) -> Config:
     """The config with the options, as far as it can be checked without the cluster's data. Raises
-    `InputError`, also for a folder that is not named from the root, or from a home, on."""
+    `InputError`, also for a folder that is not named from the root, or from a home, on, and for a
+    database that is not named from the root on."""
     from clsearch.system import check_without_data
 
     config = options.apply(config)
@@ -101,7 +102,13 @@ def _submit(server: JobServer, config: Config, out: str, console: Console) -> No
             raise InputError("out", out, "a folder that no other search is writing to", step)
     text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     name = f"clsearch-{config.name}-{secrets.token_hex(3)}"
-    server.submit(name, config.name, out, text)
+    try:
+        server.submit(name, config.name, out, text)
+    except InputError:
+        raise
+    except ClsearchError as error:
+        asked = _command("status", name, server)
+        raise ClsearchError(f"{error} It may be at work all the same. To see: {asked}") from error
     say(console, name)
     verbs = {"How far it is": "status", "What it says": "logs", "Stop it": "stop"}
     for what, verb in verbs.items():

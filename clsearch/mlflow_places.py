@@ -22,7 +22,7 @@ MODEL = re.compile(r"file:.*/models/(m-[0-9a-f]{32})/artifacts")
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a damaged database; of one without these tables, SQLITE_ERROR."""
 TABLES = ("experiments", "runs", "logged_models", "model_versions")
-AGAIN = "Delete it, and resume the run: what it held is delivered again"
+AGAIN = "Move it away, and resume the run: what this search has delivered is delivered again"
 """What helps where an output folder's own database is damaged."""
 FOREIGN = f"""select 1 from sqlite_master
     where type in ('view', 'trigger') and lower(tbl_name) in {TABLES}"""
@@ -54,17 +54,24 @@ def _checked(name: object) -> str:
 def wrong_with(database: Path, own: bool) -> str:
     """Why a file of SQLite is no store of MLflow, and what helps; empty if it is one. MLflow itself
     would make one of any. Only an output folder's `own` is written to, where a process that was
-    killed has left something to take back."""
+    killed has left something to take back. Raises `StoreError` for one that is busy."""
     try:
         place = f"file:{quote(str(database.absolute()))}?mode={'rw' if own else 'ro'}"
         with contextlib.closing(sqlite3.connect(place, BUSY, uri=True)) as opened:
             found = {name for (name,) in opened.execute(_TABLES)}
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        if code not in DAMAGED:
-            return f"cannot be read ({error})"
-        return f"is damaged ({error}). {AGAIN}" if own else f"is damaged ({error})"
-    return "" if found.issuperset(TABLES) else "is no database of MLflow's"
+        if code in DAMAGED:
+            return f"is damaged ({error}). {AGAIN if own else 'Put a sound copy in its place'}"
+        if code == sqlite3.SQLITE_READONLY:
+            return (
+                "was left by a process that was killed as it wrote. Resume the run: that mends it"
+            )
+        raise StoreError(f"{database} cannot be read: {error}") from error
+    if found.issuperset(TABLES):
+        return ""
+    step = "Resume the run, which makes it one" if own else "Give `tracking.uri` one that is"
+    return f"is no database of MLflow's. {step}"
 
 
 def put_right(uri: str, root: str, experiment: str) -> None:

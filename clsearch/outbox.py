@@ -173,11 +173,11 @@ class Outbox:
         with contextlib.suppress(StoreError):
             text = content_of(entry.file).decode(errors="replace") if plain else ""
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
-        if text is None:
-            entry.file.replace(kept.with_suffix(".entry"))
         if plain and entry.files.is_dir():
             shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
             shutil.copytree(entry.files, kept.with_suffix(".files"))
+        if text is None:  # last: without it, what lies beside it is nobody's
+            entry.file.replace(kept.with_suffix(".entry"))
         self._drop(entry)
 
     def rejected(self) -> list[Path]:

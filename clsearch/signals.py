@@ -43,7 +43,7 @@ class Leaving:
         atexit.register(self._leave)  # the first to be registered is the last to be called
 
     def _leave(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # either may be closed
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(self.code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -492,7 +493,9 @@ def test_select_replaces_a_file_only_with_force(
     refused(call("select", out, "--margin", "2", "--to", tmp_path / "no" / "x.json"), "--to")
     own = out / "config.yaml"
     content = own.read_bytes()
-    refused(call("select", out, "--margin", "2", "--to", own, "--force"), "--to", "not replaced")
+    for place in (own, out / "new.json"):
+        ended = call("select", out, "--margin", "2", "--to", place, "--force")
+        refused(ended, "--to", f"a file outside {out}")
     assert own.read_bytes() == content
 
 
@@ -615,6 +618,31 @@ def test_doctor_says_what_to_mend(
     assert "--data" in ended.out
 
 
+@pytest.mark.parametrize(("command", "code"), [(["methods"], 0), (["--help"], 0), (["ui", "x"], 2)])
+def test_an_output_that_is_closed_changes_no_exit_code(command: list[str], code: int) -> None:
+    """As programs that start others have it."""
+    line = shlex.join([sys.executable, "-m", "clsearch", *command])
+    done = subprocess.run(
+        ["sh", "-c", f"{line} >&-"], capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == code
+    assert done.stderr.count("\n") == bool(code)
+
+
+def test_a_second_interrupt_while_the_first_is_told_ends_with_its_code() -> None:
+    program = """
+import clsearch.__main__ as program
+def act():
+    raise KeyboardInterrupt
+program.act = act
+program.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("command", [["methods"], ["--help"], ["status", "{}"]])
 def test_an_output_that_takes_nothing_is_one_message(
     searched: tuple[Path, str], command: list[str]
@@ -625,7 +653,8 @@ def test_an_output_that_takes_nothing_is_one_message(
             capture_output=False, stdout=full, stderr=subprocess.PIPE,
         )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "clsearch: the output cannot be written: No space left on device.\n"
+    said = "clsearch: the output cannot be written: No space left on device."
+    assert done.stderr == f"{said} Make room there, or send it elsewhere.\n"
 
 
 @pytest.mark.slow

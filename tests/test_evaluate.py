@@ -297,6 +297,19 @@ def reshaped(*shape: int) -> Callable[[Any], None]:
     return change
 
 
+def then(kind: str, **attributes: Any) -> Callable[[Any], None]:
+    """Puts an operator behind the outputs."""
+
+    def change(graph: Any) -> None:
+        (last,) = graph.output
+        (before,) = (n for n in graph.node if last.name in n.output)
+        before.output[:] = ["as_they_were"]
+        graph.node.append(onnx.helper.make_node(kind, ["as_they_were"], [last.name], **attributes))
+        last.type.tensor_type.elem_type = attributes.get("to", last.type.tensor_type.elem_type)
+
+    return change
+
+
 def kept(graph: Any) -> None:
     """The graph as it is."""
 
@@ -306,6 +319,8 @@ LIARS: dict[str, tuple[Callable[[Any], None], dict[str, Any], str]] = {
     "outputs in a row": (reshaped(-1), {}, "answers with"),
     "two rows an image": (reshaped(-1, 5), {}, "answers with"),
     "another batch than any": (reshaped(7, 10), {}, "cannot be run on images of"),
+    "truths": (then("Cast", to=onnx.TensorProto.BOOL), {}, "answers with torch.bool"),
+    "no numbers": (then("Log"), {}, "numbers that are not finite"),
     "fewer classes": (kept, {"task": {"classes": NAMES[:3]}}, "10 outputs for 3 classes"),
     "more classes": (kept, {"task": {"classes": [*NAMES, "x"]}}, "10 outputs for 11 classes"),
     "one class ten times": (kept, {"task": {"classes": ["0"] * 10}}, "two classes of the name '0'"),

@@ -305,6 +305,24 @@ def test_who_asks_and_then_sends_elsewhere_is_not_followed(call: Any, sent: str)
     assert seen == []
 
 
+def test_a_followed_log_takes_no_token_elsewhere(call: Any) -> None:
+    jobs = json.loads(JOBS)
+    jobs[0]["runtime_env"] = {}
+    with told(lambda path, token: (404, b"")) as (there, seen):
+
+        def answer(path: str, token: bool) -> tuple[int, bytes]:
+            if path.endswith("/logs/tail"):
+                return 302, f"{there}{path}".encode()
+            found = {"/api/version": VERSION, "/api/jobs/": json.dumps(jobs).encode()}
+            return (200, found.get(path, b"{}")) if token else ASKS
+
+        with told(answer) as (address, asked):
+            ended = call("logs", "clsearch-x-000000", "--follow", "--address", address)
+    assert ended.code == 1
+    assert asked[-1] == ("/api/jobs/clsearch-x-000000/logs/tail", True)
+    assert not any(token for _, token in seen)
+
+
 def test_a_job_server_is_told_the_token_when_it_has_asked_whoever_looked_before() -> None:
     other = told(lambda path, token: (200, VERSION))
     with other as (address, asked), pytest.raises(InputError, match="asks for a token"):

@@ -291,7 +291,7 @@ def test_one_that_cannot_be_put_right_is_a_store_error(
     content = (copy / "mlflow.db").read_bytes()
     for damage in (b"", b"no database", content[: len(content) // 3]):
         (copy / "mlflow.db").write_bytes(damage)
-        told = pytest.raises(StoreError, match=r"mlflow\.db is damaged .* Delete it, and resume")
+        told = pytest.raises(StoreError, match=r"mlflow\.db is damaged .* Move it away, and resume")
         with told if damage else contextlib.nullcontext():  # an empty file is an empty database
             look(copy)
         assert (copy / "mlflow.db").read_bytes() == damage

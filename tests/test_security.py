@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -130,9 +131,39 @@ def test_what_waits_for_mlflow_is_read_within_limits(tmp_path: Path) -> None:
     assert json.loads(kept.read_text()) == {"reason": "too large", "entry": None}
     assert kept.with_suffix(".entry").stat().st_size == SPARSE  # it may be whole
     assert list(entry.file.parent.glob("*.json")) == []
+    assert list(kept.parent.parent.glob("*.files")) == []
     sparse(tmp_path / "ledger")
     with pytest.raises(StoreError, match="do not fit"):
         Ledger(tmp_path / "ledger")
+
+
+def test_what_cannot_be_set_aside_waits_whole_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, model = Outbox(tmp_path / "outbox"), tmp_path / "model"
+    model.write_text("weights")
+    box.append("x", {"a": 1}, {"model": model})
+    box.append("y", {"a": 2}, {})
+    entry = box.first()
+    assert entry is not None
+    sparse(entry.file)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space"):
+        box.reject(entry, "too large")
+    monkeypatch.undo()
+    again = Outbox(tmp_path / "outbox")  # after a kill
+    first = again.first()
+    assert first is not None
+    assert (first.files / "model").read_text() == "weights"
+    again.reject(first, "too large")
+    (kept,) = again.rejected()
+    assert kept.with_suffix(".entry").stat().st_size == SPARSE
+    assert (kept.with_suffix(".files") / "model").read_text() == "weights"
+    assert len(again) == 1
 
 
 @pytest.mark.parametrize("ending", ["pt2", "onnx", "safetensors"])

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import urllib.request
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,10 +243,25 @@ def test_a_disk_that_fills_up_between_models_leaves_the_folder_as_it_was(
     assert [p.name for p in tmp_path.iterdir()] == ["all"]
 
 
-def test_the_folder_of_all_others_is_refused_at_its_first_file(run: Path) -> None:
-    """It holds more than can be looked at, and what goes while it is."""
-    with pytest.raises(InputError, match=r"to: '/' .* was not exported, and is left alone"):
-        export_all(run, "/", force=True)
+def test_a_folder_is_refused_at_its_first_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that of the whole system, with more than can be looked at."""
+    to, seen = tmp_path / "all", []
+    for name in ("a/b", "a/c", "d"):
+        (to / name).mkdir(parents=True)
+        (to / name / "file").touch()
+
+    def walk(*given: Any, **options: Any) -> Iterator[Any]:
+        for folder in os_walk(*given, **options):
+            seen.append(folder[0])
+            yield folder
+
+    os_walk = os.walk
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(InputError, match="a/b/file was not exported, and is left alone"):
+        export_all(run, to, force=True)
+    assert seen == [str(to), str(to / "a"), str(to / "a" / "b")]
 
 
 def test_an_unfinished_run_gives_what_it_has(unfinished: Path, tmp_path: Path, call: Any) -> None:

@@ -178,11 +178,14 @@ def wait_for_delivery(out: Path) -> None:
 
 def delivering() -> list[psutil.Process]:
     """Processes of this one that deliver."""
-    return [process for process in psutil.Process().children() if delivers(process.pid)]
+    return [process for process in psutil.Process().children() if BEGIN in arguments(process)]
 
 
 def delivers(number: int) -> bool:
-    return psutil.pid_exists(number) and BEGIN in arguments(psutil.Process(number))
+    try:
+        return BEGIN in arguments(psutil.Process(number))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def client(out: Path, uri: str | None = None) -> Any:

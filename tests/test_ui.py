@@ -15,6 +15,8 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -27,6 +29,7 @@ from PIL import Image
 
 from clsearch.config import Config, parse_config
 from clsearch.folder import open_store, write_config
+from clsearch.mlflow_places import TABLES
 from clsearch.notes import SELECTED
 from clsearch.sequence import Search
 from clsearch.system import resolve
@@ -348,14 +351,45 @@ def test_a_database_of_something_else_is_left_alone(tmp_path: Path, call: Any) -
     run_folder(tmp_path, uri=f"sqlite:///{database}")
     ended = call("ui", tmp_path)
     refused(ended, "DIR", f"{database} is no database of MLflow's")
-    assert "Delete" not in ended.err
+    assert database.read_bytes() == content
+
+
+KILLED = """
+import os, signal, sqlite3, sys
+opened = sqlite3.connect(sys.argv[1])
+opened.execute("pragma cache_size = 1")
+opened.execute("begin")
+opened.execute("create table later (name)")
+opened.executemany("insert into later values (?)", [("x" * 1000,)] * 1000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_database_that_is_busy_or_was_left_half_written_says_what_helps(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "mine.db"
+    with contextlib.closing(sqlite3.connect(database)) as opened, opened:
+        for table in TABLES:
+            opened.execute(f"create table {table} (name)")
+    run_folder(tmp_path, uri=f"sqlite:///{database}")
+    monkeypatch.setattr("clsearch.mlflow_places.BUSY", 0.1)
+    with contextlib.closing(sqlite3.connect(database)) as busy:
+        busy.execute("begin exclusive")
+        ended = call("ui", tmp_path)
+    assert (ended.code, ended.out) == (1, "")
+    assert f"{database} cannot be read: database is locked" in ended.err
+    subprocess.run([sys.executable, "-c", KILLED, str(database)], check=False)
+    assert database.with_name("mine.db-journal").stat().st_size
+    content = database.read_bytes()
+    refused(call("ui", tmp_path), "killed as it wrote. Resume the run: that mends it")
     assert database.read_bytes() == content
 
 
 def test_a_damaged_database_is_said_to_be_made_again(tmp_path: Path, call: Any) -> None:
     run_folder(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(b"damage" * 1000)
-    refused(call("ui", tmp_path), f"{tmp_path}/mlflow.db is damaged", "Delete it, and resume")
+    refused(call("ui", tmp_path), f"{tmp_path}/mlflow.db is damaged", "Move it away, and resume")
 
 
 def test_a_taken_port_is_refused(tmp_path: Path, call: Any) -> None:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -55,8 +55,13 @@ def check_folder(path: Path, own: Set[Path], force: bool) -> None:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """What lies in a folder, one after the other: it may be that of the whole system."""
-    for folder, folders, files in os.walk(path):
+    """What lies in a folder, one after the other: it may be that of the whole system. Raises
+    `InputError` for what cannot be read."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError("to", str(path), "a folder that can be read", str(error)) from error
+
+    for folder, folders, files in os.walk(path, onerror=refuse):
         folders.sort()
         yield from (Path(folder, name) for name in sorted([*folders, *files]))
 

@@ -37,7 +37,7 @@ ANSWER = 60.0
 """Seconds that an answer of the job server may take as a whole."""
 
 AGENT = (
-    ". Does another Ray on that host hold the port of its agent? `ray start --head"
+    " Does another Ray on that host hold the port of its agent? `ray start --head"
     " --dashboard-agent-listen-port=PORT` gives it another."
 )
 
@@ -112,9 +112,9 @@ class JobServer:
         try:
             return act()
         except (*_FAILURES, *_ODD) as error:
-            said = " ".join(str(error).split())
+            said = " ".join(str(error).split()).rstrip(".")
             hint = AGENT if "No available agent" in said else ""
-            what = f"the job server at {self._url} failed, or gave no answer: {said}{hint}"
+            what = f"the job server at {self._url} failed, or gave no answer: {said}.{hint}"
             raise ClsearchError(what) from error
 
     def _soon(self, act: Callable[[], T]) -> T:
