@@ -8,8 +8,8 @@ Runs `clsearch run` on scikit-learn's digits with permuted pixels: many tasks, m
 packs, MLflow in its database. Every few seconds the driver, its processes and its folders are
 looked at, and a line is added to `samples.csv`; now and then a worker, drawn at random, is killed
 with SIGKILL. At the end: what is added to each quantity a task after a warm-up, and its curve.
-`--report` prints them again from the file. Exit code 1 if something grows, a trial was lost, or a
-process is left.
+`--report` prints them again from the file, and what became of the trials in the folder it lies in.
+Exit code 1 if something grows, a trial was lost, or a process is left.
 
 The methods are such as remember no more after many tasks than after one. `lwf` with stored answers,
 `ewc` with anchors of every task, `joint` and networks that grow do, and so do heads of their own.
@@ -31,7 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import yaml
@@ -39,6 +39,7 @@ import yaml
 from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, table
 from benchmarks._machine import machine
 from clsearch.delivery_process import BEGIN
+from clsearch.records import DIVERGED
 
 METHODS = ("finetune", "ewc")
 TOO_FEW = "too few tasks have ended to tell growth"
@@ -267,17 +268,21 @@ def _line(task: int, tasks: int, seen: dict[str, float]) -> str:
 
 
 def _lost(out: Path, config: dict[str, Any]) -> list[str]:
-    """Trials that are missing or did not complete."""
+    """Trials that are missing, and those that neither completed nor diverged. Some diverge after
+    very many tasks, of their own hyperparameters, whatever happens to workers."""
     import pyarrow.parquet as pq
 
     axis = config["search"]["grid"]["lr"]["logspace"][2]
     asked = config["scenario"]["tasks"] * len(METHODS) * axis
     if not (out / "trials.parquet").exists():
         return ["no trial is recorded"]
-    read = pq.read_table(out / "trials.parquet", columns=["trial_key", "status"])
-    statuses = Counter(read["status"].to_pylist())
-    print(f"{read.num_rows} trials of {asked}: {dict(statuses)}")
-    wrong = [f"{n} trials are {s}" for s, n in statuses.items() if s != "COMPLETE"]
+    read = pq.read_table(out / "trials.parquet", columns=["trial_key", "status", "reason"])
+    reasons = [(reason or "").partition(":")[0] for reason in read["reason"].to_pylist()]
+    both = zip(read["status"].to_pylist(), reasons, strict=True)
+    ends = Counter(" ".join(end).strip() for end in both)
+    print(f"{read.num_rows} trials of {asked}: {dict(ends)}")
+    fine = ("COMPLETE", f"FAILED {DIVERGED}")
+    wrong = [f"{n} trials are {end}" for end, n in ends.items() if end not in fine]
     if len(set(read["trial_key"].to_pylist())) != asked:
         wrong.append(f"{asked} trials were asked for")
     return wrong
@@ -316,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--png", type=Path, help="file for the curves as a picture")
     given = parser.parse_args(arguments)
     if given.report:
-        sys.exit(1 if report(given.report, given.png) else 0)
+        _judge(_lost_beside(given.report) + report(given.report, given.png))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its search ends with it
     print(machine())
     with tempfile.TemporaryDirectory() as temporary:
@@ -325,6 +330,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wrong = soak(config, out, given.minutes, Kills(given.seed, given.kill_every, given.kills))
         wrong += report(out / "samples.csv", given.png)
         (out / "wrong.json").write_text(json.dumps(wrong, indent=1))
+    _judge(wrong)
+
+
+def _lost_beside(csv_file: Path) -> list[str]:
+    """The same of the search whose samples a file holds, where it is there still."""
+    config, search = csv_file.parent / "config.yaml", csv_file.parent / "search"
+    return _lost(search, yaml.safe_load(config.read_text())) if search.is_dir() else []
+
+
+def _judge(wrong: Sequence[str]) -> NoReturn:
     for one in wrong:
         print(f"WRONG: {one}")
     print("nothing grows, nothing is lost" if not wrong else f"{len(wrong)} findings")

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers import shared_data
 
 from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, table, theil_sen
-from benchmarks.soak import TOO_FEW
+from benchmarks.soak import TOO_FEW, _lost, config_of
+from clsearch.records import DIVERGED
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,6 +82,22 @@ def test_the_report_is_made_from_the_file_alone_even_one_cut_short(tmp_path: Pat
     ]
     assert curves(found)[-1] in done.stdout
     assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_trial_that_diverged_has_ended_and_one_that_is_missing_has_not(tmp_path: Path) -> None:
+    config = config_of(2, 12)  # three trials of both methods in each task
+    whole = [{"status": "COMPLETE", "reason": ""}] * 11
+
+    def lost(*last: dict[str, str]) -> list[str]:
+        rows = [{**row, "trial_key": str(i)} for i, row in enumerate([*whole, *last])]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "trials.parquet")
+        return _lost(tmp_path, config)
+
+    assert lost({"status": "COMPLETE", "reason": ""}) == []
+    assert lost({"status": "FAILED", "reason": f"{DIVERGED}: a loss of 9; take a smaller lr"}) == []
+    killed = {"status": "FAILED", "reason": "six workers died: of it"}
+    assert lost(killed) == ["1 trials are FAILED six workers died"]
+    assert lost() == ["12 trials were asked for"]
 
 
 def test_a_file_without_a_column_of_today_is_read_all_the_same(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ class _Pack:
         elif largest > HUGE:
             what = f"a weight of {largest:.3g}"
         if what:
-            reason = f"diverged: {what} in epoch {best.epoch}; take a smaller lr"
+            reason = f"{DIVERGED}: {what} in epoch {best.epoch}; take a smaller lr"
             return Trained(member, None, None, reason, curve)
         params = best.params | best.statistics
         return Trained(member, params, best.accuracy, "", curve, best.running)
