@@ -165,7 +165,8 @@ def test_two_sets_of_own_data_keep_their_licences_and_tell_no_folder(
     assert str(tmp_path) not in json.dumps(about)
     matrix = json.loads((out / "accuracy_matrix.json").read_text())
     assert evaluate(file, root=tmp_path).value == matrix["finetune"]["0"][1][1]
-    refused(call("evaluate", file, "--root", tmp_path / "out"), "--root", "'photos'", "is there")
+    ended = call("evaluate", file, "--root", tmp_path / "out")
+    refused(ended, "source.path: 'photos'", "is there", "`root` says where its data lies")
 
 
 @pytest.mark.parametrize("name", ["mlflow", "safetensors"])
