@@ -214,9 +214,7 @@ class ResourcesConfig(Strict):
             step = "Credentials come from the environment: AWS_ACCESS_KEY_ID, …"
             raise InputError("storage", storage, "an address without secrets", step)
         if storage is not None and shows_token(storage):
-            allowed = (
-                "gs://BUCKET/PATH, or another server than Google's as gs://anonymous@BUCKET/PATH"
-            )
+            allowed = "gs://BUCKET/PATH; another server than Google's with anonymous@ before BUCKET"
             step = "`endpoint_override` and `scheme` would send Google's token elsewhere."
             raise InputError("storage", storage, allowed, step)
         addresses = r"(s3|gs)://[^/].*|file:///[^?#]*"

@@ -585,7 +585,8 @@ def test_momentum_belongs_to_sgd() -> None:
 )
 def test_googles_token_is_for_google(options: str) -> None:
     """It is sent with every request, and opens what its owner may open."""
-    with pytest.raises(InputError, match="would send Google's token elsewhere"):
+    said = "with anonymous@ before BUCKET.*would send Google's token elsewhere"
+    with pytest.raises(InputError, match=said):
         ResourcesConfig.model_validate({"storage": f"gs://bucket/x?{options}"})
 
 
