@@ -39,7 +39,7 @@ import yaml
 from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, table
 from benchmarks._machine import machine
 from clsearch.delivery_process import BEGIN
-from clsearch.records import DIVERGED
+from clsearch.records import DIVERGENCE
 
 METHODS = ("finetune", "ewc")
 TOO_FEW = "too few tasks have ended to tell growth"
@@ -281,7 +281,7 @@ def _lost(out: Path, config: dict[str, Any]) -> list[str]:
     both = zip(read["status"].to_pylist(), reasons, strict=True)
     ends = Counter(" ".join(end).strip() for end in both)
     print(f"{read.num_rows} trials of {asked}: {dict(ends)}")
-    fine = ("COMPLETE", f"FAILED {DIVERGED}")
+    fine = ("COMPLETE", f"FAILED {DIVERGENCE}")
     wrong = [f"{n} trials are {end}" for end, n in ends.items() if end not in fine]
     if len(set(read["trial_key"].to_pylist())) != asked:
         wrong.append(f"{asked} trials were asked for")

@@ -22,7 +22,7 @@ SCHEMA = 2
 NOT_STATED = "not stated"
 """The licence of a model or of data where nobody said one."""
 
-DIVERGED = "diverged"
+DIVERGENCE = "diverged"
 """How the reason of a trial begins that its own hyperparameters made fail."""
 Status = Literal["COMPLETE", "PRUNED", "FAILED"]
 Outcome = Literal["selected", "failed", "depleted"]

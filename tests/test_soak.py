@@ -16,7 +16,7 @@ from helpers import shared_data
 
 from benchmarks._growth import COLUMNS, curves, draw, growths, read_samples, table, theil_sen
 from benchmarks.soak import TOO_FEW, _lost, config_of
-from clsearch.records import DIVERGED
+from clsearch.records import DIVERGENCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -94,7 +94,9 @@ def test_a_trial_that_diverged_has_ended_and_one_that_is_missing_has_not(tmp_pat
         return _lost(tmp_path, config)
 
     assert lost({"status": "COMPLETE", "reason": ""}) == []
-    assert lost({"status": "FAILED", "reason": f"{DIVERGED}: a loss of 9; take a smaller lr"}) == []
+    assert (
+        lost({"status": "FAILED", "reason": f"{DIVERGENCE}: a loss of 9; take a smaller lr"}) == []
+    )
     killed = {"status": "FAILED", "reason": "six workers died: of it"}
     assert lost(killed) == ["1 trials are FAILED six workers died"]
     assert lost() == ["12 trials were asked for"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clsearch.config import TrainingConfig
 from clsearch.models.base import Params
-from clsearch.records import digest
+from clsearch.records import DIVERGENCE, digest
 from clsearch.training.augment import Views
 from clsearch.training.batch import DeviceData, PackData
 from clsearch.training.step import Objective
@@ -232,7 +232,7 @@ class _Pack:
         elif largest > HUGE:
             what = f"a weight of {largest:.3g}"
         if what:
-            reason = f"{DIVERGED}: {what} in epoch {best.epoch}; take a smaller lr"
+            reason = f"{DIVERGENCE}: {what} in epoch {best.epoch}; take a smaller lr"
             return Trained(member, None, None, reason, curve)
         params = best.params | best.statistics
         return Trained(member, params, best.accuracy, "", curve, best.running)
