@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import struct
 import subprocess
@@ -22,14 +21,13 @@ import pytest
 import torch
 import typer.main
 import yaml
-from command import Driver, Ended, clsearch, environment, journal, refused, write_config
+from command import Ended, clsearch, environment, journal, refused, write_config
 from servers import free_port
 
 from clsearch.cli import app
 from clsearch.errors import StoreError
 from clsearch.exports.files import load_export
 from clsearch.folder import read_parquet
-from clsearch.search import local
 
 COMMANDS = (
     *("run", "resume", "status", "select", "export", "report", "evaluate", "compare"),
@@ -629,20 +627,6 @@ def test_an_output_that_is_closed_changes_no_exit_code(command: list[str], code:
     assert done.stderr.count("\n") == bool(code)
 
 
-def test_a_second_interrupt_while_the_first_is_told_ends_with_its_code() -> None:
-    program = """
-import clsearch.__main__ as program
-def act():
-    raise KeyboardInterrupt
-program.act = act
-program.main()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
-
-
 @pytest.mark.parametrize("command", [["methods"], ["--help"], ["status", "{}"]])
 def test_an_output_that_takes_nothing_is_one_message(
     searched: tuple[Path, str], command: list[str]
@@ -677,118 +661,6 @@ def test_a_search_whose_output_takes_nothing_says_how_to_go_on(tmp_path: Path) -
         assert done.stderr.endswith(f". Go on with: clsearch resume {out}\n")
         assert len(done.stderr.splitlines()) == 1
     assert clsearch("resume", out).returncode == 0
-
-
-AT_THE_END = """
-import atexit, os, sys
-from clsearch.signals import Leaving
-
-class Crashing:
-    def __del__(self):
-        os.abort()
-
-leaving = Leaving()
-leaving.code = 7
-atexit.register(print, "what has to be done at the end")
-sys.modules["crashing"] = Crashing()  # goes when the interpreter does
-print("the last word", end="; ")
-"""
-
-
-def test_what_crashes_as_the_interpreter_ends_changes_no_exit_code() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (7, "")
-    assert done.stdout == "the last word; what has to be done at the end\n"
-    without = AT_THE_END.replace("leaving = Leaving()", "leaving = atexit")
-    crashed = subprocess.run([sys.executable, "-c", without], capture_output=True, check=False)
-    assert crashed.returncode == -signal.SIGABRT
-
-
-IN_A_DESTRUCTOR = """
-import os, signal, sys, time
-from clsearch.signals import stop_on_signals
-
-class Dying:
-    def __del__(self):
-        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-        time.sleep(1)
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-stop_on_signals()
-try:
-    Dying()
-    time.sleep(30)
-except KeyboardInterrupt:
-    sys.exit(130)
-"""
-
-
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IN_A_DESTRUCTOR, name],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (130, "")
-
-
-def test_what_ray_makes_of_a_signal_while_it_starts_is_an_interrupt() -> None:
-    own = signal.getsignal(signal.SIGTERM)
-
-    @local.own_signals()
-    def starts() -> None:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-    with pytest.raises(KeyboardInterrupt):
-        starts()
-    assert signal.getsignal(signal.SIGTERM) == own
-
-
-@pytest.mark.slow
-def test_a_search_is_stopped_while_ray_starts(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, "run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "out")
-    driver.until(lambda: any(p.name() == "gcs_server" for p in driver.descendants()))
-    driver.process.send_signal(signal.SIGTERM)
-    assert driver.wait() == 130
-    assert driver.stderr == "clsearch: interrupted. Nothing was written.\n"
-    assert driver.survivors(60, agents=False) == []
-    assert not (tmp_path / "out" / "config.yaml").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_search_is_stopped_after_ray_has_ended(tmp_path: Path, name: str) -> None:
-    """While the report is made, or MLflow is told of the end."""
-    out = tmp_path / "out"
-    driver = Driver(tmp_path, "run", write_config(tmp_path / "c.yaml"), "--out", out)
-    driver.until(lambda: any(out.glob("report*")))
-    driver.process.send_signal(getattr(signal, name))
-    assert driver.wait() == 130
-    assert f"Go on with: clsearch resume {out}" in driver.stderr.replace("\n", " ")
-    assert len(driver.stderr.splitlines()) == 1
-
-
-def test_a_run_that_ends_without_a_word_has_the_way_on_printed(tmp_path: Path) -> None:
-    code = """
-import os, sys
-from clsearch.driver import watched
-with watched("clsearch resume somewhere"):
-    if sys.argv[1] == "killed":
-        os.kill(os.getpid(), 9)
-"""
-    for how, code_wanted, wanted in (("killed", -9, "clsearch resume somewhere"), ("ended", 0, "")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, how],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == code_wanted
-        assert done.stderr.strip().endswith(wanted)
-        assert bool(done.stderr) == bool(wanted)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +30,7 @@ for _name, _value in {
 
 import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
-from ray._private import ray_constants, services  # noqa: E402
+from ray._private import ray_constants, services, utils  # noqa: E402
 from ray._private.node import Node  # noqa: E402
 from ray.util import scheduling_strategies  # noqa: E402
 
@@ -34,6 +38,7 @@ __all__ = [
     "Node",
     "authenticated",
     "job_client",
+    "own_signals",
     "ray",
     "ray_constants",
     "raylet",
@@ -61,6 +66,51 @@ def authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
         raylet.Config.initialize("")  # type: ignore[attr-defined]
         raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
         yield
+
+
+_CRASHES = {True: "27InstallFailureSignalHandlerEPKcb", False: "21UninstallSignalActionEv"}
+"""Of `ray::RayLog`: the handler of crashes, which takes SIGTERM too, and its end."""
+
+AT_ONCE = 1.0
+"""Seconds within which a second signal is the first one: `timeout` sends it twice."""
+
+
+@contextlib.contextmanager
+def own_signals(crashes: bool) -> Iterator[None]:
+    """Keeps the handlers of this process while Ray starts (`crashes`) or stops. What comes
+    meanwhile waits for the end: an exception of a handler can be dropped in Ray's code, which then
+    holds a lock for ever. Who sends a second one does not want to wait.
+
+    Ray has a handler of crashes installed where it finds none, and takes it away where there is
+    one: here that is done before, so that no SIGTERM meets it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, float]] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append((number, time.monotonic()))
+        if came[-1][1] - came[0][1] > AT_ONCE:
+            raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    handlers = {n: own for n in numbers if (own := signal.getsignal(n)) is not None}
+    set_handler = utils.set_sigterm_handler
+    try:
+        with contextlib.suppress(AttributeError):
+            change = ctypes.PyDLL(raylet.__file__)[f"_ZN3ray6RayLog{_CRASHES[crashes]}"]
+            change(*((None, False) if crashes else ()))
+        for number, handler in handlers.items():
+            signal.signal(number, handler if handler == signal.SIG_IGN else note)
+        utils.set_sigterm_handler = lambda handler: None
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0][0])
 
 
 def job_client() -> type[Any]:

@@ -1,4 +1,4 @@
-"""What Ray needs of the machine it is started on: folders, signals, and a token."""
+"""What Ray needs of the machine it is started on: folders, and a token."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import platform
 import re
 import secrets
 import shutil
-import signal
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -49,27 +47,6 @@ def sweep() -> None:
                     os.kill(int(named[1]), 0)
                 except ProcessLookupError:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def own_signals() -> Iterator[None]:
-    """Keeps the handlers of this process: Ray installs one that exits on SIGTERM. What that raises
-    meanwhile is an interrupt like any other."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    except SystemExit as exit:
-        if exit.code != signal.SIGTERM:
-            raise
-        raise KeyboardInterrupt from exit
-    finally:
-        for number, handler in handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

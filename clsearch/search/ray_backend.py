@@ -25,7 +25,15 @@ from clsearch.records import TrialRecord
 from clsearch.redaction import redacted
 from clsearch.scenarios.base import TaskData
 from clsearch.search import local
-from clsearch.search._ray import Node, authenticated, ray, ray_constants, services, tune
+from clsearch.search._ray import (
+    Node,
+    authenticated,
+    own_signals,
+    ray,
+    ray_constants,
+    services,
+    tune,
+)
 from clsearch.search.probe import asks_for_token, find
 from clsearch.search.reach import not_asked, unreached
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
@@ -56,7 +64,7 @@ class RaySearcher:
         _quiet()
         local.sweep()
         try:
-            with local.own_signals():
+            with own_signals(crashes=True):
                 if address is None:
                     self._start_local(resources)
                 else:
@@ -145,10 +153,10 @@ class RaySearcher:
     def close(self) -> None:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
         self.end()
-        with local.own_signals():  # Ray takes its own away, and leaves none
+        with own_signals(crashes=False):
             ray.shutdown()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._folder:
+                shutil.rmtree(self._folder, ignore_errors=True)
 
 
 _UNTOLD = {"task_events_report_interval_ms": 0, "event_stats_print_interval_ms": 86_400_000}
