@@ -3,9 +3,10 @@ MLflow."""
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,21 +96,37 @@ class Courier:
         waiting = [name for name in outbox.identities() if name not in ledger]
         self._sent = set(waiting)
         """What was sent and is not in the ledger: it waits, or was rejected."""
-        others = [name for name in (*ledger, *waiting) if not name.startswith(FINISH)]
+        before = (*ledger, *waiting)
+        self._order = {name: number for number, name in enumerate(before)}
+        """What was sent before this process, oldest first."""
+        others = [name for name in before if not name.startswith(FINISH)]
         self._latest = others[-1] if others else None
         self.problem = ""
 
-    def send(self, kind: str, content: Mapping[str, Any], files: Files | None = None) -> None:
-        """Puts an entry into the outbox unless it was sent before, with the time in `time`.
+    def send(
+        self,
+        kind: str,
+        content: Mapping[str, Any],
+        files: Files | None = None,
+        about: Sequence[str] = (),
+    ) -> str:
+        """Puts an entry into the outbox unless it was sent before, with the time in `time`; returns
+        its identity.
 
         `files`, asked for only then, gives the entry's files: path inside it to source. It may make
-        them in the temporary folder it is given. Raises `StoreError` when it cannot be written.
+        them in the temporary folder it is given. `about`: the entries that this one has something
+        to add to; has one of them been sent since, it is sent again. Raises `StoreError` when it
+        cannot be written.
         """
         plain = {"kind": kind, **jsonable(content)}
         after = self._latest if kind == FINISH else None
         identity = f"{kind}-{digest([plain, after])}"
+        sent = self._order.get(identity, math.inf)
+        since = [name for name in about if self._order.get(name, math.inf) > sent]
+        if since:
+            identity = f"{kind}-{digest([plain, since])}"
         if identity in self._sent or identity in self._ledger:
-            return
+            return identity
         self._sent.add(identity)  # before it can be delivered
         try:
             with entry_folder() as folder:
@@ -123,6 +140,7 @@ class Courier:
         if kind != FINISH:
             self._latest = identity
         self.wake()
+        return identity
 
     def wake(self) -> None:
         """There is something to deliver. Does nothing once closed: it waits for the next run."""

@@ -149,9 +149,9 @@ class Outbox:
         """Forgets a delivered entry, and what was set aside of it when it was refused before.
         Raises `OSError` when it cannot be deleted."""
         kept = self._kept(entry)
-        for file in (kept, kept.with_suffix(".entry")):
-            file.unlink(missing_ok=True)
-        shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
+        kept.unlink(missing_ok=True)
+        for beside in (".entry", ".files"):
+            _delete(kept.with_suffix(beside))
         self._drop(entry)
 
     def _kept(self, entry: Entry) -> Path:
@@ -161,22 +161,23 @@ class Outbox:
     def _drop(self, entry: Entry) -> None:
         with self._lock:
             entry.file.unlink(missing_ok=True)
-            if entry.files.is_symlink():
-                entry.files.unlink()
-            shutil.rmtree(entry.files, ignore_errors=True)
+            _delete(entry.files)
             self._waiting.remove(entry.file.name)
 
     def reject(self, entry: Entry, reason: str) -> None:
-        """Moves an entry to `rejected/`, with the reason; one that is too large to read goes there
-        as it is, `ID.entry`. Raises `StoreError` or `OSError`."""
+        """Moves an entry to `rejected/`, with the reason; one that is too large to read, or a
+        folder, goes there as it is, `ID.entry`. Raises `StoreError` or `OSError`."""
         kept, plain, text = self._kept(entry), entry.plain(), None
-        with contextlib.suppress(StoreError):
-            text = content_of(entry.file).decode(errors="replace") if plain else ""
+        folder = entry.file.is_dir() and not entry.file.is_symlink()
+        if not folder:
+            with contextlib.suppress(StoreError):
+                text = content_of(entry.file).decode(errors="replace") if plain else ""
         atomic_write(kept, json.dumps({"reason": reason, "entry": text}, indent=1))
         if plain and entry.files.is_dir():
-            shutil.rmtree(kept.with_suffix(".files"), ignore_errors=True)
+            _delete(kept.with_suffix(".files"))
             shutil.copytree(entry.files, kept.with_suffix(".files"))
         if text is None:  # last: without it, what lies beside it is nobody's
+            _delete(kept.with_suffix(".entry"))
             entry.file.replace(kept.with_suffix(".entry"))
         self._drop(entry)
 
@@ -201,3 +202,11 @@ class Outbox:
         for path in self.folder.glob("*.files"):
             if not path.with_suffix(".json").exists():
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(path: Path) -> None:
+    """Deletes a folder with all in it, or a file or link, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

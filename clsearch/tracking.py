@@ -85,6 +85,8 @@ class MLflowTracker:
         self._search: dict[str, Any] = {}
         self._data: dict[int, dict[str, Any]] = {}
         self._joint: frozenset[str] = frozenset()
+        self._trials: dict[tuple[str, int, int], list[str]] = {}
+        """What was sent of a chain's trials at a task, until their selection is."""
         self._let_be = False
         """Whether the garbage collector leaves alone what there was after the first export."""
         if len(self._outbox):
@@ -111,7 +113,9 @@ class MLflowTracker:
 
     def trial(self, record: TrialRecord) -> None:
         """A finished trial."""
-        self._send("trial", {**record.to_json(), "data": self._used(record.method, record.task)})
+        body = {**record.to_json(), "data": self._used(record.method, record.task)}
+        place = (record.method, record.seed, record.task)
+        self._trials.setdefault(place, []).append(self._send("trial", body))
 
     def committed(self, commit: Committed) -> None:
         """A selection and the model it chose."""
@@ -142,7 +146,9 @@ class MLflowTracker:
                 "model/example.npy": folder / "example.npy",
             }
 
-        self._send("committed", body, files)
+        chosen = result.selection
+        trials = self._trials.pop((chosen.method, chosen.seed, chosen.task), [])
+        self._send("committed", body, files, trials)
 
     def finish(self, figures: Sequence[Path], metrics: Mapping[str, float], status: str) -> None:
         """The end of the search. Raises `InputError` for a status MLflow does not know."""
@@ -178,10 +184,12 @@ class MLflowTracker:
         first = 1 if method in self._joint else task
         return [self._data[n] for n in range(first, task + 1) if n in self._data]
 
-    def _send(self, kind: str, body: object, files: Files | None = None) -> None:
+    def _send(
+        self, kind: str, body: object, files: Files | None = None, about: Sequence[str] = ()
+    ) -> str:
         if not self._search:
             raise RuntimeError("MLflowTracker.start() comes before any other call")
-        self._courier.send(kind, {"search": self._search, "body": body}, files)
+        return self._courier.send(kind, {"search": self._search, "body": body}, files, about)
 
 
 def _data_sets(info: SearchInfo) -> dict[int, dict[str, Any]]:

@@ -154,3 +154,58 @@ def test_an_end_is_that_of_what_waited_before(tmp_path: Path) -> None:
             courier.send("x", {"name": name})
         courier.send(FINISH, {})
         assert courier.close(0) == 3
+
+
+def test_what_adds_to_an_entry_is_sent_again_after_it(tmp_path: Path) -> None:
+    """A selection adds to its trials in MLflow. One of them was damaged in the outbox, and is sent
+    again by the next process but one, which has seen the damage."""
+    box, delivered = tmp_path / "outbox", []
+
+    def deliver(content: dict[str, Any], files: Path) -> None:
+        delivered.append(content["name"])
+
+    def process(away: bool = False) -> list[str]:
+        delivered.clear()
+        courier = Courier(Outbox(box), Ledger(tmp_path / "ledger"), deliver, refused)
+        if away:
+            courier._stop.set()
+        else:
+            courier.wake()
+        trials = [courier.send("trial", {"name": name}) for name in ("a", "b")]
+        courier.send("committed", {"name": "chosen"}, about=trials)
+        courier.send("committed", {"name": "another"}, about=[])
+        assert courier.close(30) == (4 if away else 0)
+        return list(delivered)
+
+    assert process(away=True) == []
+    (damaged,) = box.glob("00000002-*.json")
+    damaged.write_text("{")
+    assert process() == ["a", "chosen", "another"]
+    assert process() == ["b", "chosen"]
+    for _ in range(2):
+        assert process() == []
+    assert not box.exists()
+
+
+def test_a_folder_under_the_name_of_an_entry_is_set_aside_as_it_is(tmp_path: Path) -> None:
+    """Twice: with what it had the first time in its place."""
+    box, delivered = tmp_path / "outbox", []
+
+    def deliver(content: dict[str, Any], files: Path) -> None:
+        delivered.append(content["n"])
+
+    for n in (1, 2):
+        waiting = Outbox(box)
+        for name in ("x-a", f"x-{n}"):
+            waiting.append(name, {"n": n}, {})
+        (file,) = box.glob("*-x-a.json")
+        file.unlink()
+        (file / "inside").mkdir(parents=True)
+        (file / str(n)).touch()
+        Courier(Outbox(box), Ledger(tmp_path / "ledger"), deliver, refused).wake()
+        deadline = time.monotonic() + 20
+        while len(delivered) < n and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert delivered == list(range(1, n + 1))
+        aside = {path.relative_to(box / "rejected").as_posix() for path in box.rglob("*/*")}
+        assert aside == {"x-a.json", "x-a.entry", "x-a.entry/inside", f"x-a.entry/{n}"}
