@@ -48,6 +48,9 @@ def act() -> None:
         _drop_output()
         sys.exit(1)
     except OSError as error:
+        wrong_use = getattr(error.__context__, "exit_code", None)  # of typer, and it was not said
+        if isinstance(wrong_use, int):
+            sys.exit(wrong_use)
         if is_unwritten(error):
             _end(unwritten(error))
         if error.errno not in _UNSEEN or not _typed(error.filename):

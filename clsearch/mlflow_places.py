@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from clsearch.addresses import database_of
@@ -21,14 +23,18 @@ ID = re.compile(r"(m-)?[0-9a-f]{32}")
 MODEL = re.compile(r"file:.*/models/(m-[0-9a-f]{32})/artifacts")
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a damaged database; of one without these tables, SQLITE_ERROR."""
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 TABLES = ("experiments", "runs", "logged_models", "model_versions")
 AGAIN = "Move it away, and resume the run: what this search has delivered is delivered again"
 """What helps where an output folder's own database is damaged."""
 FOREIGN = f"""select 1 from sqlite_master
     where type in ('view', 'trigger') and lower(tbl_name) in {TABLES}"""
 _TABLES = "select name from sqlite_master where type = 'table'"
-BUSY = 30.0
-"""Seconds that another process may hold the database."""
+BUSY, STEP = 30.0, 0.25
+"""Seconds that another process may hold the database, and that SQLite waits for it at a time:
+meanwhile it hears no Ctrl-C."""
+
+Asked = TypeVar("Asked")
 
 Change = tuple[str, tuple[object, ...]]
 """A statement and its values."""
@@ -56,11 +62,9 @@ def wrong_with(database: Path, own: bool) -> str:
     would make one of any. Only an output folder's `own` is written to, where a process that was
     killed has left something to take back. Raises `StoreError` for one that is busy."""
     try:
-        place = f"file:{quote(str(database.absolute()))}?mode={'rw' if own else 'ro'}"
-        with contextlib.closing(sqlite3.connect(place, BUSY, uri=True)) as opened:
-            found = {name for (name,) in opened.execute(_TABLES)}
+        found = _tables_of(database, own)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        code = _code(error, sqlite3.SQLITE_CORRUPT)
         if code in DAMAGED:
             return f"is damaged ({error}). {AGAIN if own else 'Put a sound copy in its place'}"
         if code == sqlite3.SQLITE_READONLY:
@@ -74,6 +78,40 @@ def wrong_with(database: Path, own: bool) -> str:
     return f"is no database of MLflow's. {step}"
 
 
+def foreign(database: Path) -> str:
+    """Why MLflow may not write into a file of SQLite: it is damaged, or has tables of something
+    else. Empty for MLflow's own, whatever its version, and for one that cannot be read now."""
+    try:
+        found = _tables_of(database, own=False)
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        return f"is damaged ({error})" if _code(error, sqlite3.SQLITE_CORRUPT) in DAMAGED else ""
+    return "" if not found or {"experiments", "runs"} <= found else "has tables of something else"
+
+
+def _tables_of(database: Path, own: bool) -> set[str]:
+    place = f"file:{quote(str(database.absolute()))}?mode={'rw' if own else 'ro'}"
+    return _ask(place, lambda opened: {name for (name,) in opened.execute(_TABLES)})
+
+
+def _code(error: Exception, none: int = sqlite3.SQLITE_ERROR) -> int:
+    """SQLite's code. Text that is none has `none`: Python says that, not SQLite."""
+    return int(getattr(error, "sqlite_errorcode", none)) & 0xFF
+
+
+def _ask(place: str, act: Callable[[sqlite3.Connection], Asked]) -> Asked:
+    """What `act` finds in a database, whose changes all happen or none. Raises `sqlite3.Error`, of
+    one that is busy once it has been waited for."""
+    end = time.monotonic() + BUSY
+    while True:
+        with contextlib.closing(sqlite3.connect(place, STEP, uri=True)) as opened:
+            try:
+                with opened:
+                    return act(opened)
+            except sqlite3.OperationalError as error:
+                if _code(error) not in _BUSY or time.monotonic() > end:
+                    raise
+
+
 def put_right(uri: str, root: str, experiment: str) -> None:
     """Has the addresses of an experiment, its runs and its models begin with `root`, in the
     database at `uri`. Those that are not of MLflow's layout stay, as does a database that is empty,
@@ -82,19 +120,21 @@ def put_right(uri: str, root: str, experiment: str) -> None:
     database = database_of(uri)
     if database is None or not database.is_file():
         return
+
+    def change(opened: sqlite3.Connection) -> None:
+        if opened.execute(FOREIGN).fetchone():
+            return
+        for statement, values in list(_changes(opened, root, experiment)):
+            opened.execute(statement, values)
+
     try:
-        with contextlib.closing(sqlite3.connect(database, BUSY)) as opened, opened:
-            if opened.execute(FOREIGN).fetchone():
-                return
-            for statement, values in list(_changes(opened, root, experiment)):
-                opened.execute(statement, values)
+        _ask(f"file:{quote(str(database.absolute()))}", change)
     except UnicodeDecodeError:
         pass  # what SQLite says of the damage quotes it
     except sqlite3.ProgrammingError:
         raise
     except sqlite3.DatabaseError as error:
-        # Text that is none has no code: Python says that, not SQLite.
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        code = _code(error)
         if code in DAMAGED:
             raise StoreError(f"{database} is damaged ({error}). {AGAIN}") from error
         if code != sqlite3.SQLITE_ERROR:

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from clsearch.addresses import SQLITE
+from clsearch.addresses import SQLITE, database_of
 from clsearch.courier import FINISH, Courier, Files, Ledger
 from clsearch.delivery import Delivery
 from clsearch.delivery_process import DeliveryProcess, refused
 from clsearch.errors import InputError
 from clsearch.files import file_sha256
 from clsearch.identity import without_places
+from clsearch.mlflow_places import foreign
 from clsearch.outbox import Outbox
 from clsearch.records import TrialRecord, digest
 from clsearch.redaction import holds_secret
@@ -73,7 +74,7 @@ class MLflowTracker:
     ) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        out, store = out.resolve(), store_of(out, uri)
+        out, store = out.resolve(), free_store_of(out, uri)
         receiver = "local" if uri is None else f"server-{digest(uri)}"
         ledger = Ledger(out / "checkpoints" / "delivered" / f"{receiver}.txt")
         if uri is None and not (out / "mlflow.db").exists():
@@ -213,6 +214,16 @@ def store_of(out: Path, uri: str | None, field: str = "out") -> tuple[str, str |
         step = "They mean something else in the address of MLflow's database. Give it another name."
         raise InputError(field, str(out), "a folder without ? and % in its path", step)
     return f"{SQLITE}{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
+
+
+def free_store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
+    """`store_of` for who writes there. Raises `InputError` for a database of something else too."""
+    store, artifacts = store_of(out, uri)
+    database = database_of(store) if artifacts is None else None
+    if database is not None and database.is_file() and (wrong := foreign(database)):
+        step = f"{database} {wrong}. Name a file that is not there yet: MLflow makes it."
+        raise InputError("tracking.uri", store, "a database of MLflow's", step)
+    return store, artifacts
 
 
 def is_server(uri: str | None) -> bool:

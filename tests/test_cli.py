@@ -641,6 +641,13 @@ def test_an_output_that_takes_nothing_is_one_message(
     assert done.stderr == f"{said} Make room there, or send it elsewhere.\n"
 
 
+@pytest.mark.parametrize("command", [["sarch"], ["status", "none"], ["status", "none", "--x"]])
+def test_wrong_use_that_cannot_be_said_has_its_code(command: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = clsearch(*command, cwd=tmp_path, capture_output=False, stdout=full, stderr=full)
+    assert done.returncode == 2
+
+
 @pytest.mark.slow
 def test_a_search_whose_output_takes_nothing_says_how_to_go_on(tmp_path: Path) -> None:
     out = tmp_path / "out"

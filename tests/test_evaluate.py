@@ -214,6 +214,17 @@ def test_a_model_that_does_not_describe_itself_is_refused(
     assert "descri" in ended.err
 
 
+def test_a_number_that_no_model_has_is_not_repeated(
+    permuted: Path, tmp_path: Path, call: Any
+) -> None:
+    file = tmp_path / "m.onnx"
+    export(permuted, "finetune", 1, file)
+    rewired(file, kept, output={"shape": ["N", 10**400]})
+    ended = call("evaluate", file, "--data", "digits")
+    refused(ended, "no whole `output`", "output.shape.1")
+    assert len(ended.err) < 500
+
+
 ODD = [None, 7, "x", [], {}, [1], -1, True, 1e300, "/etc/passwd"]
 
 

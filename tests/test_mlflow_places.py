@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +30,8 @@ from test_tracking import (  # noqa: F401
 
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.folder import check_plain
-from clsearch.mlflow_places import model_place, put_right, run_place
-from clsearch.tracking import MLflowTracker, store_of
+from clsearch.mlflow_places import model_place, put_right, run_place, wrong_with
+from clsearch.tracking import MLflowTracker, free_store_of, store_of
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +302,46 @@ def test_one_that_cannot_be_put_right_is_a_store_error(
     (copy / "mlflow.db").unlink()
     look(copy)
     assert not (copy / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("act", [look, lambda out: wrong_with(out / "mlflow.db", own=True)])
+def test_an_interrupt_is_heard_while_a_busy_database_is_waited_for(
+    act: Callable[[Path], str], copy: Path
+) -> None:
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        with contextlib.closing(sqlite3.connect(copy / "mlflow.db")) as busy:
+            busy.execute("begin exclusive")
+            interrupt.start()
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                act(copy)
+            assert time.monotonic() - began < 10
+    finally:
+        interrupt.cancel()
+        signal.signal(signal.SIGINT, own)
+
+
+def test_a_search_leaves_a_database_of_something_else_alone(tmp_path: Path) -> None:
+    database = tmp_path / "mine.db"
+    uri = f"sqlite:///{database}"
+    for content in (b"", None):  # where there is nothing, MLflow makes its tables
+        if content is not None:
+            database.write_bytes(content)
+        assert free_store_of(tmp_path, uri) == (uri, None)
+        database.unlink(missing_ok=True)
+    for table, free in (("cookies", False), ("experiments", False), ("runs", True)):
+        with contextlib.closing(sqlite3.connect(database)) as opened, opened:
+            opened.execute(f"create table {table} (name)")
+        before = database.read_bytes()
+        refused = pytest.raises(InputError, match=r"tracking\.uri.*has tables of something else")
+        with contextlib.nullcontext() if free else refused:
+            MLflowTracker(tmp_path, uri).close(0)
+        assert database.read_bytes() == before
+    database.write_bytes(b"damage" * 100)
+    with pytest.raises(InputError, match=r"tracking\.uri.*mine\.db is damaged"):
+        MLflowTracker(tmp_path, uri)
 
 
 BOUNDED = """

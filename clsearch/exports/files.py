@@ -145,7 +145,7 @@ def write_model_files(
     np.save(folder / "example.npy", example_of(model).numpy(), allow_pickle=False)
 
 
-_Number = Annotated[int, Field(ge=1)]
+_Number = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
 class _Task(BaseModel):
