@@ -17,16 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_tracking import (  # noqa: F401
-    INFO,
-    client,
-    committed,
-    figure,
-    finished,
-    model,
-    runs,
-    trial,
-)
+from tracked import INFO, client, committed, finished, runs, trial
 
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.folder import check_plain
@@ -35,11 +26,7 @@ from clsearch.tracking import MLflowTracker, free_store_of, store_of
 
 
 @pytest.fixture(scope="module")
-def first(
-    tmp_path_factory: pytest.TempPathFactory,
-    model: Path,  # noqa: F811
-    figure: Path,  # noqa: F811
-) -> Path:
+def first(tmp_path_factory: pytest.TempPathFactory, model: Path, figure: Path) -> Path:
     """A folder with a whole search in it."""
     out = tmp_path_factory.mktemp("first") / "out"
     finished(MLflowTracker(out), model, figure)
@@ -67,7 +54,7 @@ def written(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def more(out: Path, model: Path, figure: Path, waits: bool = False) -> list[Path]:  # noqa: F811
+def more(out: Path, model: Path, figure: Path, waits: bool = False) -> list[Path]:
     """A larger search in the folder: a selection that wins anew, and a new report; what MLflow
     refuses of it. `waits`: something stays undelivered."""
     tracker = MLflowTracker(out)
@@ -80,10 +67,7 @@ def more(out: Path, model: Path, figure: Path, waits: bool = False) -> list[Path
 
 
 def test_a_copy_is_written_to_and_its_original_is_not(
-    first: Path,
-    copy: Path,
-    model: Path,  # noqa: F811
-    figure: Path,  # noqa: F811
+    first: Path, copy: Path, model: Path, figure: Path
 ) -> None:
     before, own = written(first), written(copy / "artifacts")
     assert more(copy, model, figure) == []
@@ -199,11 +183,7 @@ RENAMED = (
     ids=str,
 )
 def test_whatever_a_database_says_nothing_is_written_elsewhere(
-    statements: tuple[str, ...],
-    told: str,
-    copy: Path,
-    model: Path,  # noqa: F811
-    figure: Path,  # noqa: F811
+    statements: tuple[str, ...], told: str, copy: Path, model: Path, figure: Path
 ) -> None:
     """It may have been made so that it cannot be put right."""
     away = copy.with_name("away")
@@ -226,9 +206,7 @@ def test_mlflow_by_itself_would_write_there(copy: Path) -> None:
 
 
 def test_an_id_that_mlflow_did_not_make_is_named_and_its_entry_set_aside(
-    copy: Path,
-    model: Path,  # noqa: F811
-    figure: Path,  # noqa: F811
+    copy: Path, model: Path, figure: Path
 ) -> None:
     change(copy, *RENAMED)
     rejected = more(copy, model, figure)
@@ -246,9 +224,7 @@ def test_a_folder_has_the_name_of_an_id_of_mlflows_alone(place_of: Callable[...,
 
 
 def test_models_that_users_make_of_others_stay_as_they_are(
-    copy: Path,
-    model: Path,  # noqa: F811
-    figure: Path,  # noqa: F811
+    copy: Path, model: Path, figure: Path
 ) -> None:
     look = client(copy)
     promoted = look.copy_model_version("models:/demo.ewc.seed-0/1", "production")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from servers import answering, free_port, postgres, server
-from test_tracking import client, everything, figure, finished, model, play  # noqa: F401
+from tracked import client, everything, finished, play
 
 from clsearch.tracking import MLflowTracker
 
@@ -36,10 +36,7 @@ def address(store: str, folder: Path) -> Iterator[str | None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("store", STORES)
 def test_a_search_stands_in_it_once_whatever_is_sent_again(
-    store: str,
-    tmp_path: Path,
-    model: Path,  # noqa: F811
-    figure: Path,  # noqa: F811
+    store: str, tmp_path: Path, model: Path, figure: Path
 ) -> None:
     """Nothing changes when every entry comes again although it was delivered."""
     with address(store, tmp_path) as uri:
