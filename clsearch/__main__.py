@@ -48,15 +48,19 @@ def act() -> None:
         _drop_output()
         sys.exit(1)
     except OSError as error:
-        wrong_use = getattr(error.__context__, "exit_code", None)  # of typer, and it was not said
-        if isinstance(wrong_use, int):
-            sys.exit(wrong_use)
         if is_unwritten(error):
+            if (code := _wrong_use(error.__context__)) is not None:
+                sys.exit(code)  # there is nowhere to say it
             _end(unwritten(error))
         if error.errno not in _UNSEEN or not _typed(error.filename):
             raise
         allowed, reason = "one that this process can look at", f"The reason: {error.strerror}."
         _end(InputError("path", os.fsdecode(error.filename), allowed, reason))
+
+
+def _wrong_use(error: BaseException | None) -> int | None:
+    """The exit code of one of typer's exceptions, or None."""
+    return None if isinstance(error, ClsearchError) else getattr(error, "exit_code", None)
 
 
 def _typed(path: object) -> bool:

@@ -97,8 +97,8 @@ class Courier:
         self._sent = set(waiting)
         """What was sent and is not in the ledger: it waits, or was rejected."""
         before = (*ledger, *waiting)
-        self._order = {name: number for number, name in enumerate(before)}
-        """What was sent before this process, oldest first."""
+        self._place = {name: number for number, name in enumerate(before)}
+        """Of what other processes have sent, and was not rejected: its place among the others."""
         others = [name for name in before if not name.startswith(FINISH)]
         self._latest = others[-1] if others else None
         self.problem = ""
@@ -115,16 +115,16 @@ class Courier:
 
         `files`, asked for only then, gives the entry's files: path inside it to source. It may make
         them in the temporary folder it is given. `about`: the entries that this one has something
-        to add to; has one of them been sent since, it is sent again. Raises `StoreError` when it
-        cannot be written.
+        to add to: where one of them was sent after it, it is sent again, each time under a name of
+        its own. Raises `StoreError` when it cannot be written.
         """
         plain = {"kind": kind, **jsonable(content)}
         after = self._latest if kind == FINISH else None
         identity = f"{kind}-{digest([plain, after])}"
-        sent = self._order.get(identity, math.inf)
-        since = [name for name in about if self._order.get(name, math.inf) > sent]
-        if since:
-            identity = f"{kind}-{digest([plain, since])}"
+        while (sent := self._place.get(identity)) is not None:
+            if all(self._place.get(name, math.inf) < sent for name in about):
+                break
+            identity = f"{kind}-{digest([plain, identity])}"
         if identity in self._sent or identity in self._ledger:
             return identity
         self._sent.add(identity)  # before it can be delivered

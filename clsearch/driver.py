@@ -143,12 +143,12 @@ def plan_search(config: Config, out: Path, options: Options, console: Console) -
     from clsearch.dry_run import print_forecast
     from clsearch.sequence import Search
     from clsearch.system import resolve
-    from clsearch.tracking import free_store_of
+    from clsearch.tracking import writable_store_of
 
     if options.address is not None:
         check_address(options.address)
     config = resolve(options.apply(config))
-    free_store_of(out, config.tracking.uri)  # raises
+    writable_store_of(out, config.tracking.uri)  # raises
     search = Search(config, out, open_store(out, config))
     print_forecast(search, config.resources.workers or cores(), console)
 

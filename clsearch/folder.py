@@ -23,7 +23,11 @@ from clsearch.store import Store, read_record
 
 def open_store(out: Path, config: Config | None = None) -> Store:
     """The journal and the checkpoints of a run: where its config keeps them (default: the one it
-    was run with), else in its output folder."""
+    was run with), else in its output folder. Raises `InputError` for one whose path is not text."""
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError("out", str(out), "a folder whose path is in UTF-8") from error
     saved = out / "config.yaml"
     if config is None and saved.is_file():
         config = load_config(saved)

@@ -7,6 +7,7 @@ is written goes into the folder whatever they say (`mlflow_runs`); they are for 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
 import time
@@ -23,18 +24,17 @@ ID = re.compile(r"(m-)?[0-9a-f]{32}")
 MODEL = re.compile(r"file:.*/models/(m-[0-9a-f]{32})/artifacts")
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 """What SQLite says of a damaged database; of one without these tables, SQLITE_ERROR."""
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 TABLES = ("experiments", "runs", "logged_models", "model_versions")
 AGAIN = "Move it away, and resume the run: what this search has delivered is delivered again"
 """What helps where an output folder's own database is damaged."""
 FOREIGN = f"""select 1 from sqlite_master
     where type in ('view', 'trigger') and lower(tbl_name) in {TABLES}"""
 _TABLES = "select name from sqlite_master where type = 'table'"
-BUSY, STEP = 30.0, 0.25
-"""Seconds that another process may hold the database, and that SQLite waits for it at a time:
-meanwhile it hears no Ctrl-C."""
+BUSY, SOON, STEP = 30.0, 5.0, 0.25
+"""Seconds that another process may hold the database: as it is put right; as somebody waits for a
+word; and at a time, since SQLite's own wait hears no Ctrl-C."""
 
-Asked = TypeVar("Asked")
+T = TypeVar("T")
 
 Change = tuple[str, tuple[object, ...]]
 """A statement and its values."""
@@ -62,7 +62,7 @@ def wrong_with(database: Path, own: bool) -> str:
     would make one of any. Only an output folder's `own` is written to, where a process that was
     killed has left something to take back. Raises `StoreError` for one that is busy."""
     try:
-        found = _tables_of(database, own)
+        found = _tables_of(database, "rw" if own else "ro")
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         code = _code(error, sqlite3.SQLITE_CORRUPT)
         if code in DAMAGED:
@@ -78,19 +78,29 @@ def wrong_with(database: Path, own: bool) -> str:
     return f"is no database of MLflow's. {step}"
 
 
-def foreign(database: Path) -> str:
-    """Why MLflow may not write into a file of SQLite: it is damaged, or has tables of something
-    else. Empty for MLflow's own, whatever its version, and for one that cannot be read now."""
+def not_mlflows(database: Path) -> str:
+    """Why MLflow may not make its tables in a file of SQLite; empty where it may, and for its own,
+    whatever its version. Raises `StoreError` for one that is busy."""
     try:
-        found = _tables_of(database, own=False)
+        found = _tables_of(database, "rw")
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        return f"is damaged ({error})" if _code(error, sqlite3.SQLITE_CORRUPT) in DAMAGED else ""
-    return "" if not found or {"experiments", "runs"} <= found else "has tables of something else"
+        if _code(error, sqlite3.SQLITE_CORRUPT) in DAMAGED:
+            return f"is damaged ({error})"
+        raise StoreError(f"{database} cannot be read: {error}") from error
+    if all(name.startswith("sqlite_") for name in found) or not found.isdisjoint(TABLES):
+        return ""
+    return "has tables, and none of them is MLflow's"
 
 
-def _tables_of(database: Path, own: bool) -> set[str]:
-    place = f"file:{quote(str(database.absolute()))}?mode={'rw' if own else 'ro'}"
-    return _ask(place, lambda opened: {name for (name,) in opened.execute(_TABLES)})
+def _tables_of(database: Path, mode: str) -> set[str]:
+    def names(opened: sqlite3.Connection) -> set[str]:
+        return {name for (name,) in opened.execute(_TABLES)}
+
+    return _transaction(f"{_address(database)}?mode={mode}", names, SOON)
+
+
+def _address(database: Path) -> str:
+    return f"file:{quote(os.fsencode(database.absolute()))}"
 
 
 def _code(error: Exception, none: int = sqlite3.SQLITE_ERROR) -> int:
@@ -98,17 +108,17 @@ def _code(error: Exception, none: int = sqlite3.SQLITE_ERROR) -> int:
     return int(getattr(error, "sqlite_errorcode", none)) & 0xFF
 
 
-def _ask(place: str, act: Callable[[sqlite3.Connection], Asked]) -> Asked:
-    """What `act` finds in a database, whose changes all happen or none. Raises `sqlite3.Error`, of
-    one that is busy once it has been waited for."""
-    end = time.monotonic() + BUSY
+def _transaction(address: str, act: Callable[[sqlite3.Connection], T], patience: float) -> T:
+    """What `act` returns, whose changes of a database all happen, or none. Raises `sqlite3.Error`,
+    of one that is busy after so many seconds."""
+    end = time.monotonic() + patience
     while True:
-        with contextlib.closing(sqlite3.connect(place, STEP, uri=True)) as opened:
+        with contextlib.closing(sqlite3.connect(address, STEP, uri=True)) as opened:
             try:
                 with opened:
                     return act(opened)
             except sqlite3.OperationalError as error:
-                if _code(error) not in _BUSY or time.monotonic() > end:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
                     raise
 
 
@@ -128,7 +138,7 @@ def put_right(uri: str, root: str, experiment: str) -> None:
             opened.execute(statement, values)
 
     try:
-        _ask(f"file:{quote(str(database.absolute()))}", change)
+        _transaction(_address(database), change, BUSY)
     except UnicodeDecodeError:
         pass  # what SQLite says of the damage quotes it
     except sqlite3.ProgrammingError:

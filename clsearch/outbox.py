@@ -149,8 +149,7 @@ class Outbox:
         """Forgets a delivered entry, and what was set aside of it when it was refused before.
         Raises `OSError` when it cannot be deleted."""
         kept = self._kept(entry)
-        kept.unlink(missing_ok=True)
-        for beside in (".entry", ".files"):
+        for beside in (".json", ".entry", ".files"):
             _delete(kept.with_suffix(beside))
         self._drop(entry)
 
@@ -160,7 +159,7 @@ class Outbox:
 
     def _drop(self, entry: Entry) -> None:
         with self._lock:
-            entry.file.unlink(missing_ok=True)
+            _delete(entry.file)
             _delete(entry.files)
             self._waiting.remove(entry.file.name)
 
@@ -201,7 +200,7 @@ class Outbox:
             path.unlink(missing_ok=True)
         for path in self.folder.glob("*.files"):
             if not path.with_suffix(".json").exists():
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
 
 
 def _delete(path: Path) -> None:

@@ -21,7 +21,7 @@ from clsearch.delivery_process import DeliveryProcess, refused
 from clsearch.errors import InputError
 from clsearch.files import file_sha256
 from clsearch.identity import without_places
-from clsearch.mlflow_places import foreign
+from clsearch.mlflow_places import not_mlflows
 from clsearch.outbox import Outbox
 from clsearch.records import TrialRecord, digest
 from clsearch.redaction import holds_secret
@@ -74,7 +74,7 @@ class MLflowTracker:
     ) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        out, store = out.resolve(), free_store_of(out, uri)
+        out, store = out.resolve(), writable_store_of(out, uri)
         receiver = "local" if uri is None else f"server-{digest(uri)}"
         ledger = Ledger(out / "checkpoints" / "delivered" / f"{receiver}.txt")
         if uri is None and not (out / "mlflow.db").exists():
@@ -216,11 +216,11 @@ def store_of(out: Path, uri: str | None, field: str = "out") -> tuple[str, str |
     return f"{SQLITE}{out.resolve() / 'mlflow.db'}", (out.resolve() / "artifacts").as_uri()
 
 
-def free_store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
+def writable_store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
     """`store_of` for who writes there. Raises `InputError` for a database of something else too."""
     store, artifacts = store_of(out, uri)
     database = database_of(store) if artifacts is None else None
-    if database is not None and database.is_file() and (wrong := foreign(database)):
+    if database is not None and database.is_file() and (wrong := not_mlflows(database)):
         step = f"{database} {wrong}. Name a file that is not there yet: MLflow makes it."
         raise InputError("tracking.uri", store, "a database of MLflow's", step)
     return store, artifacts
@@ -244,6 +244,10 @@ def _host(uri: str) -> str | None:
 
 def check_uri(uri: str) -> None:
     """Raises `InputError` for an address MLflow cannot use, or that names a user."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("tracking.uri", uri, "an address in UTF-8") from error
     shown = re.sub(r"([?#;]).*", r"\1…", re.sub("//.*@", "//…@", uri))
     if scheme(uri) not in SCHEMES:
         raise InputError("tracking.uri", shown, "an address that starts with " + ", ".join(SCHEMES))

@@ -641,6 +641,15 @@ def test_an_output_that_takes_nothing_is_one_message(
     assert done.stderr == f"{said} Make room there, or send it elsewhere.\n"
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_folder_whose_name_is_not_in_utf_8_is_refused(
+    call: Any, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    ended = call("run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "\udcff", *more)
+    refused(ended, "out", "UTF-8")
+    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml"}
+
+
 @pytest.mark.parametrize("command", [["sarch"], ["status", "none"], ["status", "none", "--x"]])
 def test_wrong_use_that_cannot_be_said_has_its_code(command: list[str], tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:

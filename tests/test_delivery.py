@@ -156,6 +156,8 @@ def test_wrong_input_is_named(out: Path) -> None:
     for wrong in ("sqlite://", "sqlite:///", "sqlite:///file:/a/m.db?uri=true", "sqlite:///a%41"):
         with pytest.raises(InputError, match=r"tracking\.uri.*sqlite:///PATH"):
             MLflowTracker(out, wrong)
+    with pytest.raises(InputError, match=r"tracking\.uri.*UTF-8"):
+        MLflowTracker(out, f"sqlite:///{out}/\udcff.db")
     tracker = MLflowTracker(out)
     with pytest.raises(RuntimeError, match="start"):
         tracker.trial(trial(1))

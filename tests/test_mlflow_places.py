@@ -15,14 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command import refused, write_config
 from tracked import INFO, client, committed, finished, runs, trial
 
 from clsearch.errors import DamagedError, InputError, StoreError
 from clsearch.folder import check_plain
 from clsearch.mlflow_places import model_place, put_right, run_place, wrong_with
-from clsearch.tracking import MLflowTracker, free_store_of, store_of
+from clsearch.tracking import MLflowTracker, store_of, writable_store_of
 
 
 @pytest.fixture(scope="module")
@@ -299,25 +301,44 @@ def test_an_interrupt_is_heard_while_a_busy_database_is_waited_for(
         signal.signal(signal.SIGINT, own)
 
 
-def test_a_search_leaves_a_database_of_something_else_alone(tmp_path: Path) -> None:
-    database = tmp_path / "mine.db"
+def test_a_search_leaves_a_database_of_something_else_alone(tmp_path: Path, call: Any) -> None:
+    database = tmp_path / "mlflow.db"
     uri = f"sqlite:///{database}"
     for content in (b"", None):  # where there is nothing, MLflow makes its tables
         if content is not None:
             database.write_bytes(content)
-        assert free_store_of(tmp_path, uri) == (uri, None)
+        assert writable_store_of(tmp_path, uri) == (uri, None)
         database.unlink(missing_ok=True)
-    for table, free in (("cookies", False), ("experiments", False), ("runs", True)):
-        with contextlib.closing(sqlite3.connect(database)) as opened, opened:
-            opened.execute(f"create table {table} (name)")
-        before = database.read_bytes()
-        refused = pytest.raises(InputError, match=r"tracking\.uri.*has tables of something else")
-        with contextlib.nullcontext() if free else refused:
-            MLflowTracker(tmp_path, uri).close(0)
+    change(tmp_path, "create table t (i integer primary key autoincrement)", "drop table t")
+    assert writable_store_of(tmp_path, uri) == (uri, None)  # what SQLite made for itself stays
+    change(tmp_path, "create table cookies (name)")
+    before = database.read_bytes()
+    config, out = write_config(tmp_path / "c.yaml"), tmp_path / "out"
+    for more in ((), ("--dry-run",)):
+        ended = call("run", config, "--out", out, "--tracking-uri", uri, *more)
+        refused(ended, "tracking.uri", uri, f"{database} has tables, and none of them is MLflow's")
         assert database.read_bytes() == before
+        assert not (out / "config.yaml").exists()
+    change(tmp_path, "create table experiments (name)")  # as while another search makes it
+    assert writable_store_of(tmp_path, uri) == (uri, None)
     database.write_bytes(b"damage" * 100)
-    with pytest.raises(InputError, match=r"tracking\.uri.*mine\.db is damaged"):
+    with pytest.raises(InputError, match=r"tracking\.uri.*mlflow\.db is damaged"):
         MLflowTracker(tmp_path, uri)
+
+
+def test_a_search_says_who_is_waited_for_in_vain(
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clsearch.mlflow_places.SOON", 0.1)
+    database, config = tmp_path / "mine.db", write_config(tmp_path / "c.yaml")
+    with contextlib.closing(sqlite3.connect(database)) as busy:
+        busy.execute("begin exclusive")
+        for more in ((), ("--dry-run",)):
+            uri = f"sqlite:///{database}"
+            ended = call("run", config, "--out", tmp_path / "out", "--tracking-uri", uri, *more)
+            assert (ended.code, ended.out) == (1, "")
+            assert f"{database} cannot be read: database is locked" in ended.err
+            assert len(ended.err.splitlines()) <= 2
 
 
 BOUNDED = """

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,112 +81,111 @@ def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> N
     assert (done.returncode, done.stderr) == (130, "")
 
 
-WHILE_RAY_STARTS = """
+WHILE_RAY_CHANGES = """
 import os, signal, sys, time
 from clsearch.search._ray import AT_ONCE, own_signals, utils
 from clsearch.signals import stop_on_signals
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[3]))
 stop_on_signals()
-mine = signal.getsignal(signal.SIGTERM)
+numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+mine = [signal.getsignal(number) for number in numbers]
 try:
-    with own_signals(crashes=True):
+    with own_signals(starting=sys.argv[1] == "starts"):
         utils.set_sigterm_handler(lambda number, frame: sys.exit(number))  # as Ray does
-        for name in sys.argv[1].split():
-            os.kill(os.getpid(), getattr(signal, name))
-        if len(sys.argv) > 2:
-            time.sleep(AT_ONCE)
-            os.kill(os.getpid(), signal.SIGTERM)
-        print("Ray has started")
+        for name in sys.argv[2].split():
+            if name == "later":
+                time.sleep(AT_ONCE)
+            else:
+                os.kill(os.getpid(), getattr(signal, name))
+        print("Ray goes on")
 except KeyboardInterrupt:
     print("interrupted")
-assert signal.getsignal(signal.SIGTERM) == mine
-assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+assert [signal.getsignal(number) for number in numbers] == mine
 """
 
 
+@pytest.mark.parametrize("what", ["starts", "stops"])
 @pytest.mark.parametrize(
-    ("signals", "later", "said"),
+    ("signals", "hangup", "said"),
     [
-        ("SIGTERM", [], ["Ray has started", "interrupted"]),
-        ("SIGINT SIGTERM SIGTERM", [], ["Ray has started", "interrupted"]),
-        ("SIGTERM", ["another"], ["interrupted"]),
-        ("SIGHUP", [], ["Ray has started"]),  # as under `nohup`
+        ("SIGTERM", "SIG_DFL", ["Ray goes on", "interrupted"]),
+        ("SIGHUP", "SIG_DFL", ["Ray goes on", "interrupted"]),
+        ("SIGINT SIGTERM SIGTERM", "SIG_DFL", ["Ray goes on", "interrupted"]),
+        ("SIGTERM later SIGINT", "SIG_DFL", ["interrupted"]),
+        ("SIGHUP", "SIG_IGN", ["Ray goes on"]),  # as under `nohup`
     ],
 )
-def test_a_signal_while_ray_starts_waits_until_it_has(
-    signals: str, later: list[str], said: list[str]
+def test_a_signal_while_ray_starts_or_stops_waits_until_it_has(
+    what: str, signals: str, hangup: str, said: list[str]
 ) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WHILE_RAY_STARTS, signals, *later],
+        [sys.executable, "-c", WHILE_RAY_CHANGES, what, signals, hangup],
         capture_output=True, text=True, timeout=60, check=False, env=environment(),
     )  # fmt: skip
     assert (done.stdout.splitlines(), done.stderr) == (said, "")
 
 
-ITS_HANDLER = """
-import ctypes, signal, threading, time
+AT_A_MOMENT_OF_RAYS = """
+import os, signal, sys
 from clsearch.config import ResourcesConfig
-from clsearch.search.ray_backend import RaySearcher
+from clsearch.search import ray_backend
+from clsearch.signals import stop_on_signals
+from ray._private import node, worker
 
-class Action(ctypes.Structure):
-    _fields_ = [("handler", ctypes.c_void_p), ("rest", ctypes.c_char * 200)]
+def then_signal(place, name, before):
+    method = getattr(place, name)
 
-def handler(number):
-    action = Action()
-    assert ctypes.CDLL(None).sigaction(number, None, ctypes.byref(action)) == 0
-    return action.handler
+    def signalled(*arguments, **options):
+        if before:
+            os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        done = method(*arguments, **options)
+        if not before:
+            os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        print(name)
+        return done
 
-def watch():
-    while not over.wait(0.0005):
-        others.extend({handler(signal.SIGTERM)} - {own})
+    setattr(place, name, signalled)
 
-signal.signal(signal.SIGTERM, print)
-over, own, others = threading.Event(), handler(signal.SIGTERM), []
-watching = threading.Thread(target=watch)
-watching.start()
-for _ in range(2):
-    searcher = RaySearcher(ResourcesConfig(workers=1))
-    crashes = handler(signal.SIGSEGV)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started by
+stop_on_signals()
+place = {"connect": worker, "kill_all_processes": node.Node}[sys.argv[1]]
+then_signal(place, sys.argv[1], before=place is node.Node)
+try:
+    searcher = ray_backend.RaySearcher(ResourcesConfig(workers=1))
+    print("started")
     searcher.close()
-over.set()
-watching.join()
-print(len(others), signal.getsignal(signal.SIGTERM) == print, bool(crashes))
+    print("stopped")
+except KeyboardInterrupt:
+    print("interrupted")
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux's C library")
-def test_ray_never_takes_the_handler_of_sigterm_as_it_starts_and_ends() -> None:
-    """Its own would end the search without a word. One of crashes it has all the same.
-
-    It is there for the 40 microseconds that it takes to be replaced, which a look may meet."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("connect", ["connect", "interrupted"]),
+        ("kill_all_processes", ["started", "kill_all_processes", "interrupted"]),
+    ],
+)
+def test_ray_has_no_handler_of_its_own_when_it_has_connected_or_ends(
+    moment: str, said: list[str], name: str
+) -> None:
+    """It installs one of SIGTERM as it connects, and takes it away, for the default one, before it
+    ends its processes."""
     done = subprocess.run(
-        [sys.executable, "-c", ITS_HANDLER],
+        [sys.executable, "-c", AT_A_MOMENT_OF_RAYS, moment, name],
         capture_output=True, text=True, timeout=120, check=False, env=environment(),
     )  # fmt: skip
-    looks, kept, crashes = done.stdout.split()
-    assert int(looks) <= 2
-    assert (kept, crashes, done.stderr) == ("True", "True", "")
-
-
-def speaks(threads: Path) -> bool:
-    """Whether one of these threads is that which speaks with Ray's server."""
-    for name in threads.glob("*/comm"):
-        with contextlib.suppress(OSError):  # it has ended
-            if name.read_text().startswith("gcs_cl"):
-                return True
-    return False
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, said, "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.0, 0.1, 0.2, 0.4])
-def test_a_search_is_stopped_while_ray_starts(tmp_path: Path, after: float) -> None:
-    """Seconds after its thread that speaks with Ray's server has begun."""
+def test_a_search_is_stopped_while_ray_starts(tmp_path: Path) -> None:
     driver = Driver(tmp_path, "run", write_config(tmp_path / "c.yaml"), "--out", tmp_path / "out")
-    threads = Path(f"/proc/{driver.process.pid}/task")
-    driver.until(lambda: speaks(threads))
-    time.sleep(after)
+    driver.until(lambda: any(p.name() == "gcs_server" for p in driver.descendants()))
     driver.process.send_signal(signal.SIGTERM)
     assert driver.wait() == 130
     assert driver.stderr == "clsearch: interrupted. Nothing was written.\n"

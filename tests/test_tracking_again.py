@@ -303,3 +303,28 @@ def test_a_task_selected_again_has_one_selected_trial_and_remembers_the_others(o
         if t["clsearch.kind"] == "trial" and t["clsearch.selected"] == "true"
     ]
     assert sorted(chosen) == [("1", f"{1:032x}"), ("2", f"{2:032x}")]
+
+
+def test_a_trial_that_was_damaged_on_its_way_is_told_of_its_selection(
+    played: Path, out: Path, model: Path, figure: Path
+) -> None:
+    """By the next search but one in the folder: what waits is told of by its name until it is
+    read."""
+    quiet = MLflowTracker(out)
+    quiet._courier.wake = lambda: None  # type: ignore[method-assign]  # nothing is delivered
+    play(quiet, model, figure)
+    trials = sorted((out / "outbox").glob("*-trial-*.json"))
+    trials[0].write_text("{")
+    trials[3].unlink()
+    trials[3].mkdir()
+    for search in range(3):
+        tracker = MLflowTracker(out)
+        play(tracker, model, figure)
+        assert tracker.close(60) == 0, tracker.problem
+        assert len(tracker.rejected) == (2 if search == 0 else 0)
+    wanted, found = ({n: r.data for n, r in runs(client(at)).items()} for at in (played, out))
+    assert found.keys() == wanted.keys()
+    for name, data in found.items():
+        assert data.metrics == wanted[name].metrics, name
+        assert data.tags.keys() == wanted[name].tags.keys(), name
+    assert not (out / "outbox").exists()

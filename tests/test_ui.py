@@ -373,7 +373,7 @@ def test_a_database_that_is_busy_or_was_left_half_written_says_what_helps(
         for table in TABLES:
             opened.execute(f"create table {table} (name)")
     run_folder(tmp_path, uri=f"sqlite:///{database}")
-    monkeypatch.setattr("clsearch.mlflow_places.BUSY", 0.1)
+    monkeypatch.setattr("clsearch.mlflow_places.SOON", 0.1)
     with contextlib.closing(sqlite3.connect(database)) as busy:
         busy.execute("begin exclusive")
         ended = call("ui", tmp_path)

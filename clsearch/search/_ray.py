@@ -68,49 +68,54 @@ def authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
         yield
 
 
-_CRASHES = {True: "27InstallFailureSignalHandlerEPKcb", False: "21UninstallSignalActionEv"}
-"""Of `ray::RayLog`: the handler of crashes, which takes SIGTERM too, and its end."""
+_INSTALL, _UNINSTALL = "27InstallFailureSignalHandlerEPKcb", "21UninstallSignalActionEv"
+"""Of `ray::RayLog`: its failure signal handler, which takes SIGTERM too, comes and goes."""
 
 AT_ONCE = 1.0
 """Seconds within which a second signal is the first one: `timeout` sends it twice."""
 
 
 @contextlib.contextmanager
-def own_signals(crashes: bool) -> Iterator[None]:
-    """Keeps the handlers of this process while Ray starts (`crashes`) or stops. What comes
-    meanwhile waits for the end: an exception of a handler can be dropped in Ray's code, which then
-    holds a lock for ever. Who sends a second one does not want to wait.
+def own_signals(starting: bool) -> Iterator[None]:
+    """Keeps the handlers of this process while Ray starts or stops. A signal that comes meanwhile
+    is handled at the end: in between, Ray's code may drop what a handler raises, and hold a lock
+    for ever. A second one is handled as soon as Python runs. Does nothing in another thread than
+    the main one.
 
-    Ray has a handler of crashes installed where it finds none, and takes it away where there is
-    one: here that is done before, so that no SIGTERM meets it.
+    Ray installs its failure signal handler where it finds none, and takes it away where there is
+    one. Both are done here, at once before the handlers of this process are put in place, so that
+    a SIGTERM meets the others for microseconds only.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[tuple[int, float]] = []
-
-    def note(number: int, frame: Any) -> None:
-        came.append((number, time.monotonic()))
-        if came[-1][1] - came[0][1] > AT_ONCE:
-            raise KeyboardInterrupt
-
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    handlers = {n: own for n in numbers if (own := signal.getsignal(n)) is not None}
-    set_handler = utils.set_sigterm_handler
-    try:
+    own = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
+    pending: list[tuple[int, float]] = []
+
+    def defer(number: int, frame: Any) -> None:
+        pending.append((number, time.monotonic()))
+        if pending[-1][1] - pending[0][1] > AT_ONCE:
+            handler = own[signal.Signals(number)]
+            (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+    def handle() -> None:
+        for number, _ in pending[:1]:
+            signal.raise_signal(number)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(handle)
+        stack.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
+        for number, handler in own.items():
+            stack.callback(signal.signal, number, handler)
         with contextlib.suppress(AttributeError):
-            change = ctypes.PyDLL(raylet.__file__)[f"_ZN3ray6RayLog{_CRASHES[crashes]}"]
-            change(*((None, False) if crashes else ()))
-        for number, handler in handlers.items():
-            signal.signal(number, handler if handler == signal.SIG_IGN else note)
+            change = _INSTALL if starting else _UNINSTALL
+            call = ctypes.PyDLL(raylet.__file__)[f"_ZN3ray6RayLog{change}"]
+            call(*((None, False) if starting else ()))
+        for number, handler in own.items():
+            signal.signal(number, handler if handler == signal.SIG_IGN else defer)
         utils.set_sigterm_handler = lambda handler: None
         yield
-    finally:
-        utils.set_sigterm_handler = set_handler
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0][0])
 
 
 def job_client() -> type[Any]:

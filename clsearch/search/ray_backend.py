@@ -64,11 +64,10 @@ class RaySearcher:
         _quiet()
         local.sweep()
         try:
-            with own_signals(crashes=True):
-                if address is None:
-                    self._start_local(resources)
-                else:
-                    _join(address)
+            if address is None:
+                self._start_local(resources)
+            else:
+                _join(address)
             slots = slots_of(resources)
         except BaseException:
             self.close()
@@ -81,7 +80,7 @@ class RaySearcher:
         # is never emptied.
         self._folder = local.new_folder()
         try:
-            with authenticated(local.new_token(self._folder)), _alone():
+            with authenticated(local.new_token(self._folder)), _alone(), own_signals(starting=True):
                 ray.init(
                     address="local",
                     num_cpus=resources.workers or cores(),
@@ -153,7 +152,7 @@ class RaySearcher:
     def close(self) -> None:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
         self.end()
-        with own_signals(crashes=False):
+        with own_signals(starting=False):
             ray.shutdown()
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -200,7 +199,7 @@ def _join(address: str) -> None:
         token, found = local.cluster_token(address), find(address)
         if not local.open_cluster() and not asks_for_token(found):
             raise not_asked(address)
-        with authenticated(token):
+        with authenticated(token), own_signals(starting=True):
             ray.init(address=found, log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise unreached(address, error) from error
