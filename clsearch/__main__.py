@@ -9,7 +9,7 @@ import sys
 from typing import NoReturn
 
 from clsearch.errors import ClsearchError, InputError, is_unwritten, unwritten
-from clsearch.signals import Leaving, stop_on_signals
+from clsearch.signals import Leaving, stop_on_signals, stopper
 
 _UNSEEN = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -77,6 +77,7 @@ def _end(error: ClsearchError) -> NoReturn:
 
     with contextlib.suppress(OSError):  # it may be on the disk that is full
         print(f"clsearch: {printable(str(error))}", file=sys.stderr)
+    stopper.way_on = None
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

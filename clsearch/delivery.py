@@ -363,8 +363,8 @@ class _Search:
             name,
             f"The models that the search `{runs.name}` selected for {chosen['method']}, seed "
             f"{chosen['seed']}: a version for each task, the latest of task N with the alias "
-            f"`task-N`. The newest version, `models:/{name}/latest`, is that of the last task so "
-            "far.",
+            f"`task-N`. The newest version, `models:/{name}/latest`, came last: it is that of the "
+            "last task so far, unless an earlier one had to be sent again.",
         )
         found = runs.version(name, key)
         if found is None:

@@ -31,6 +31,7 @@ from clsearch.folder import (
 from clsearch.messages import command, from_pydantic, say
 from clsearch.records import Selection, TaskResult
 from clsearch.search.reach import check_address
+from clsearch.signals import stopper
 from clsearch.store import Store
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def run_search(config: Config, out: Path, options: Options, console: Console) ->
     resume = command("resume", out, *(["--address", options.address] if options.address else []))
     with claimed(out, config):
         try:
-            with one_thread():  # commits measure here
+            # one_thread: commits measure here
+            with one_thread(), stopper.saying(lambda: _step(out, resume)):
                 failed = _search(search, options, resume, console)
         except KeyboardInterrupt as stop:
             raise InterruptedRunError(f"interrupted. {_step(out, resume)}") from stop
@@ -167,13 +169,14 @@ def _search(search: Search, options: Options, resume: str, console: Console) -> 
     config, out = search.config, search.out
     tracker = MLflowTracker(out, config.tracking.uri, config.tracking.system_metrics, apart=True)
     try:
-        searcher = RaySearcher(config.resources, options.address)
+        with watched(_step(out, resume)):
+            searcher = RaySearcher(config.resources, options.address)
         try:
             write_config(out, config)
             if config.resources.storage is None:  # else another search may be writing there
                 search.store.sweep()
             tracker.start(search.info())
-            with watched(resume), ConsoleProgress(console) as progress:
+            with watched(_step(out, resume)), ConsoleProgress(console) as progress:
                 found = search.run(searcher, tracker, progress)
         finally:
             searcher.close()
@@ -217,17 +220,18 @@ if not sys.stdin.read():
 
 
 @contextlib.contextmanager
-def watched(resume: str) -> Iterator[None]:
-    """Has the way to go on printed if this process ends without a word: it was killed, or Ray ended
-    it, which it does when its own processes die."""
-    text = f"clsearch: the run was killed, or Ray's own processes died. Go on with: {resume}"
+def watched(step: str) -> Iterator[None]:
+    """Has a step printed if this process ends without a word: it was killed, or Ray ended it, which
+    it does when its own processes die."""
+    text = f"clsearch: the run was killed, or Ray's own processes died. {step}"
     watcher = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", WATCH, text],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for this process
     )
     try:
-        yield
+        with stopper.saying(None):
+            yield
     finally:
         watcher.communicate(b"it ended by itself")
 

@@ -30,6 +30,10 @@ AGAIN = "Move it away, and resume the run: what this search has delivered is del
 FOREIGN = f"""select 1 from sqlite_master
     where type in ('view', 'trigger') and lower(tbl_name) in {TABLES}"""
 _TABLES = "select name from sqlite_master where type = 'table'"
+_EMPTY = """select 1 where not exists (select 1 from sqlite_master
+    where type in ('table', 'view') and name not like 'sqlite!_%' escape '!')"""
+_MLFLOWS = "select 1 from pragma_table_info('experiments') where name = 'artifact_location'"
+"""The table that MLflow makes first, in all its versions."""
 BUSY, SOON, STEP = 30.0, 5.0, 0.25
 """Seconds that another process may hold the database: as it is put right; as somebody waits for a
 word; and at a time, since SQLite's own wait hears no Ctrl-C."""
@@ -61,8 +65,13 @@ def wrong_with(database: Path, own: bool) -> str:
     """Why a file of SQLite is no store of MLflow, and what helps; empty if it is one. MLflow itself
     would make one of any. Only an output folder's `own` is written to, where a process that was
     killed has left something to take back. Raises `StoreError` for one that is busy."""
+
+    def tables(opened: sqlite3.Connection) -> set[str]:
+        return {name for (name,) in opened.execute(_TABLES)}
+
     try:
-        found = _tables_of(database, "rw" if own else "ro")
+        mode = "rw" if own else "ro"
+        found = _transaction(f"{_address(database)}?mode={mode}", tables, SOON)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         code = _code(error, sqlite3.SQLITE_CORRUPT)
         if code in DAMAGED:
@@ -81,22 +90,17 @@ def wrong_with(database: Path, own: bool) -> str:
 def not_mlflows(database: Path) -> str:
     """Why MLflow may not make its tables in a file of SQLite; empty where it may, and for its own,
     whatever its version. Raises `StoreError` for one that is busy."""
+
+    def free_or_mlflows(opened: sqlite3.Connection) -> bool:
+        return bool(opened.execute(_EMPTY).fetchone() or opened.execute(_MLFLOWS).fetchone())
+
     try:
-        found = _tables_of(database, "rw")
+        free = _transaction(f"{_address(database)}?mode=rw", free_or_mlflows, SOON)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         if _code(error, sqlite3.SQLITE_CORRUPT) in DAMAGED:
             return f"is damaged ({error})"
         raise StoreError(f"{database} cannot be read: {error}") from error
-    if all(name.startswith("sqlite_") for name in found) or not found.isdisjoint(TABLES):
-        return ""
-    return "has tables, and none of them is MLflow's"
-
-
-def _tables_of(database: Path, mode: str) -> set[str]:
-    def names(opened: sqlite3.Connection) -> set[str]:
-        return {name for (name,) in opened.execute(_TABLES)}
-
-    return _transaction(f"{_address(database)}?mode={mode}", names, SOON)
+    return "" if free else "has tables, and not those of MLflow"
 
 
 def _address(database: Path) -> str:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from clsearch.errors import DamagedError, StoreError
-from clsearch.files import atomic_write, content_of, half_written, parse
+from clsearch.files import atomic_write, content_of, file_sha256, half_written, parse
+from clsearch.records import digest
 from clsearch.redaction import redacted, secret_name
 
 NUMBERED = re.compile(r"\d{8,}-")
@@ -87,6 +88,12 @@ class Entry:
             raise DamagedError(f"{self.file} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise DamagedError(f"{self.file} does not hold an entry.")
+        try:
+            whole = content.pop("sha256", None) == _sums(content, self.files)
+        except OSError as error:
+            raise DamagedError(f"{self.files} cannot be read: {error}") from error
+        if not whole:
+            raise DamagedError(f"{self.file}, or a file of it, is not what was written.")
         return content
 
 
@@ -130,7 +137,8 @@ class Outbox:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     copy = shutil.copytree if source.is_dir() else shutil.copyfile
                     copy(source, target)
-                atomic_write(entry.file, json.dumps(content, allow_nan=False))
+                sums = _sums(content, entry.files)
+                atomic_write(entry.file, json.dumps({**content, "sha256": sums}, allow_nan=False))
             except (OSError, shutil.Error, StoreError) as error:
                 shutil.rmtree(entry.files, ignore_errors=True)
                 if isinstance(error, StoreError):
@@ -201,6 +209,13 @@ class Outbox:
         for path in self.folder.glob("*.files"):
             if not path.with_suffix(".json").exists():
                 _delete(path)
+
+
+def _sums(content: Mapping[str, Any], files: Path) -> dict[str, str]:
+    """The checksums of an entry: of its content, under no name, and of its files by theirs."""
+    paths = sorted(path for path in files.rglob("*") if path.is_file())
+    sums = {path.relative_to(files).as_posix(): file_sha256(path) for path in paths}
+    return {"": digest(content), **sums}
 
 
 def _delete(path: Path) -> None:

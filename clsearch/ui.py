@@ -95,10 +95,15 @@ def _server(store: str, port: int) -> Iterator[tuple[subprocess.Popen[bytes], IO
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a group of processes, the hard way where it has to be."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """Ends a group of processes, the hard way where it has to be, or who waits has no patience."""
+    try:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
 

@@ -311,15 +311,17 @@ def test_a_search_leaves_a_database_of_something_else_alone(tmp_path: Path, call
         database.unlink(missing_ok=True)
     change(tmp_path, "create table t (i integer primary key autoincrement)", "drop table t")
     assert writable_store_of(tmp_path, uri) == (uri, None)  # what SQLite made for itself stays
-    change(tmp_path, "create table cookies (name)")
-    before = database.read_bytes()
     config, out = write_config(tmp_path / "c.yaml"), tmp_path / "out"
-    for more in ((), ("--dry-run",)):
-        ended = call("run", config, "--out", out, "--tracking-uri", uri, *more)
-        refused(ended, "tracking.uri", uri, f"{database} has tables, and none of them is MLflow's")
-        assert database.read_bytes() == before
-        assert not (out / "config.yaml").exists()
-    change(tmp_path, "create table experiments (name)")  # as while another search makes it
+    for other in ("view v as select 1", "table experiments (name)", "table runs (name)"):
+        change(tmp_path, f"create {other}")
+        before = database.read_bytes()
+        for more in ((), ("--dry-run",)):
+            ended = call("run", config, "--out", out, "--tracking-uri", uri, *more)
+            refused(ended, "tracking.uri", uri, f"{database} has tables, and not those of MLflow")
+            assert database.read_bytes() == before
+            assert not (out / "config.yaml").exists()
+        database.unlink()
+    change(tmp_path, "create table experiments (artifact_location)")  # another search makes it
     assert writable_store_of(tmp_path, uri) == (uri, None)
     database.write_bytes(b"damage" * 100)
     with pytest.raises(InputError, match=r"tracking\.uri.*mlflow\.db is damaged"):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from command import Driver, environment, write_config
+
+from clsearch.signals import AT_ONCE
 
 
 def test_a_second_interrupt_while_the_first_is_told_ends_with_its_code() -> None:
@@ -83,22 +86,23 @@ def test_a_signal_that_python_would_drop_still_stops_the_command(name: str) -> N
 
 WHILE_RAY_CHANGES = """
 import os, signal, sys, time
-from clsearch.search._ray import AT_ONCE, own_signals, utils
-from clsearch.signals import stop_on_signals
+from clsearch.search._ray import own_signals, utils
+from clsearch.signals import AT_ONCE, STOPS, stop_on_signals
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests were started by
 signal.signal(signal.SIGHUP, getattr(signal, sys.argv[3]))
 stop_on_signals()
-numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+numbers = sorted(STOPS)
 mine = [signal.getsignal(number) for number in numbers]
 try:
     with own_signals(starting=sys.argv[1] == "starts"):
         utils.set_sigterm_handler(lambda number, frame: sys.exit(number))  # as Ray does
         for name in sys.argv[2].split():
             if name == "later":
-                time.sleep(AT_ONCE)
+                time.sleep(AT_ONCE + 0.2)
             else:
                 os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(0.5)
         print("Ray goes on")
 except KeyboardInterrupt:
     print("interrupted")
@@ -113,7 +117,6 @@ assert [signal.getsignal(number) for number in numbers] == mine
         ("SIGTERM", "SIG_DFL", ["Ray goes on", "interrupted"]),
         ("SIGHUP", "SIG_DFL", ["Ray goes on", "interrupted"]),
         ("SIGINT SIGTERM SIGTERM", "SIG_DFL", ["Ray goes on", "interrupted"]),
-        ("SIGTERM later SIGINT", "SIG_DFL", ["interrupted"]),
         ("SIGHUP", "SIG_IGN", ["Ray goes on"]),  # as under `nohup`
     ],
 )
@@ -125,6 +128,91 @@ def test_a_signal_while_ray_starts_or_stops_waits_until_it_has(
         capture_output=True, text=True, timeout=60, check=False, env=environment(),
     )  # fmt: skip
     assert (done.stdout.splitlines(), done.stderr) == (said, "")
+
+
+HANGING = """
+import ctypes, sys, threading, time
+from clsearch import signals
+
+def hang():
+    lock = ctypes.create_string_buffer(64)  # a mutex of C's; it is waited for without Python
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+signals.UNHEARD, signals.ENDING = map(float, sys.argv[2:])
+signals.stop_on_signals()
+with signals.stopper.saying(lambda: "Go on."):
+    threading.Timer(0.5, print, ["ready"], {"flush": True}).start()
+    try:
+        time.sleep(60) if sys.argv[1] == "heard" else hang()
+    except KeyboardInterrupt:
+        print("heard", flush=True)
+    hang()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the size of a mutex is Linux's")
+@pytest.mark.parametrize(
+    ("when", "limits", "signals", "said"),
+    [
+        ("unheard", ("1", "60"), 1, "ready\n"),
+        ("unheard", ("60", "60"), 2, "ready\n"),
+        ("heard", ("1", "3"), 1, "ready\nheard\n"),
+    ],
+)
+def test_what_hangs_in_code_of_others_ends_all_the_same(
+    when: str, limits: tuple[str, str], signals: int, said: str
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, when, *limits],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            began = time.monotonic()
+            for number in range(signals):
+                if number:
+                    time.sleep(AT_ONCE + 0.3)
+                process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, first + out, err) == (130, said, "clsearch: interrupted. Go on.\n")
+    assert time.monotonic() - began < 20
+
+
+HUNG_HEAD = """
+import os, signal, time
+from queue import SimpleQueue
+import psutil
+from clsearch.config import ResourcesConfig
+from clsearch.search import _ray, head
+from clsearch.search.ray_backend import RaySearcher
+
+head.PULSE, head.ANSWER, head.patience, _ray.STOP = 0.1, 0.5, lambda: 2.0, 1.0
+searcher, said = RaySearcher(ResourcesConfig(workers=1)), SimpleQueue()
+watch = head.HeadWatch(said.put)
+time.sleep(3)
+assert said.empty()
+(server,) = [p for p in psutil.Process().children() if p.name() == "gcs_server"]
+server.suspend()
+print(said.get(timeout=30))
+searcher.close()
+print("closed", flush=True)
+os._exit(0)  # as a command leaves; Ray's processes, stopped or not, end with it
+"""
+
+
+@pytest.mark.slow
+def test_a_head_that_hangs_is_given_up() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HUNG_HEAD],
+        capture_output=True, text=True, timeout=60, check=False, env=environment(),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Ray's head has not answered for 2 s: ")
+    assert done.stdout.endswith("\nclosed\n")
 
 
 AT_A_MOMENT_OF_RAYS = """

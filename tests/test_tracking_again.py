@@ -309,7 +309,7 @@ def test_a_trial_that_was_damaged_on_its_way_is_told_of_its_selection(
     played: Path, out: Path, model: Path, figure: Path
 ) -> None:
     """By the next search but one in the folder: what waits is told of by its name until it is
-    read."""
+    read. So is a selection whose figure, or whose model, was damaged."""
     quiet = MLflowTracker(out)
     quiet._courier.wake = lambda: None  # type: ignore[method-assign]  # nothing is delivered
     play(quiet, model, figure)
@@ -317,14 +317,20 @@ def test_a_trial_that_was_damaged_on_its_way_is_told_of_its_selection(
     trials[0].write_text("{")
     trials[3].unlink()
     trials[3].mkdir()
+    first, second = sorted((out / "outbox").glob("*-committed-*.json"))
+    first.write_text(first.read_text().replace("0.91", "0.81"))
+    program = second.with_suffix(".files") / "model" / "data" / "model.pt2"
+    program.write_bytes(program.read_bytes()[:100])
     for search in range(3):
         tracker = MLflowTracker(out)
         play(tracker, model, figure)
         assert tracker.close(60) == 0, tracker.problem
-        assert len(tracker.rejected) == (2 if search == 0 else 0)
+        assert len(tracker.rejected) == (4 if search == 0 else 0)
     wanted, found = ({n: r.data for n, r in runs(client(at)).items()} for at in (played, out))
     assert found.keys() == wanted.keys()
     for name, data in found.items():
         assert data.metrics == wanted[name].metrics, name
         assert data.tags.keys() == wanted[name].tags.keys(), name
+    models = [everything(client(at))["models"] for at in (played, out)]
+    assert [len(versions) for versions, _ in models] == [2, 2]
     assert not (out / "outbox").exists()

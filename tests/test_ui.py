@@ -17,6 +17,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -34,7 +35,7 @@ from clsearch.notes import SELECTED
 from clsearch.sequence import Search
 from clsearch.system import resolve
 from clsearch.tracking import MLflowTracker
-from clsearch.ui import ui_command
+from clsearch.ui import _end, ui_command
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OWN = re.compile(
@@ -390,6 +391,24 @@ def test_a_damaged_database_is_said_to_be_made_again(tmp_path: Path, call: Any) 
     run_folder(tmp_path)
     (tmp_path / "mlflow.db").write_bytes(b"damage" * 1000)
     refused(call("ui", tmp_path), f"{tmp_path}/mlflow.db is damaged", "Move it away, and resume")
+
+
+def test_a_server_ends_also_for_who_has_no_patience() -> None:
+    deaf = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(); time.sleep(60)"
+    server = subprocess.Popen(
+        [sys.executable, "-uc", deaf], stdout=subprocess.PIPE, start_new_session=True
+    )
+    assert server.stdout is not None
+    server.stdout.readline()
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _end(server)
+        assert server.wait(30) == -signal.SIGKILL
+    finally:
+        server.kill()
+        signal.signal(signal.SIGINT, own)
 
 
 def test_a_taken_port_is_refused(tmp_path: Path, call: Any) -> None:

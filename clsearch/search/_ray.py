@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clsearch.search import local
+from clsearch.search.reach import within
 
 for _name, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -30,14 +31,16 @@ for _name, _value in {
 
 import ray  # noqa: E402 - the switches above are read at import
 from ray import _raylet as raylet  # noqa: E402
-from ray._private import ray_constants, services, utils  # noqa: E402
+from ray._private import ray_constants, services, utils, worker  # noqa: E402
 from ray._private.node import Node  # noqa: E402
 from ray.util import scheduling_strategies  # noqa: E402
 
 __all__ = [
     "Node",
     "authenticated",
+    "head_client",
     "job_client",
+    "leave",
     "own_signals",
     "ray",
     "ray_constants",
@@ -68,19 +71,18 @@ def authenticated(variables: Mapping[str, str | None]) -> Iterator[None]:
         yield
 
 
+STOP = 15.0
+"""Seconds that Ray has to end."""
+
 _INSTALL, _UNINSTALL = "27InstallFailureSignalHandlerEPKcb", "21UninstallSignalActionEv"
 """Of `ray::RayLog`: its failure signal handler, which takes SIGTERM too, comes and goes."""
-
-AT_ONCE = 1.0
-"""Seconds within which a second signal is the first one: `timeout` sends it twice."""
 
 
 @contextlib.contextmanager
 def own_signals(starting: bool) -> Iterator[None]:
     """Keeps the handlers of this process while Ray starts or stops. A signal that comes meanwhile
     is handled at the end: in between, Ray's code may drop what a handler raises, and hold a lock
-    for ever. A second one is handled as soon as Python runs. Does nothing in another thread than
-    the main one.
+    for ever. Does nothing in another thread than the main one.
 
     Ray installs its failure signal handler where it finds none, and takes it away where there is
     one. Both are done here, at once before the handlers of this process are put in place, so that
@@ -91,17 +93,12 @@ def own_signals(starting: bool) -> Iterator[None]:
         return
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     own = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
-    pending: list[tuple[int, float]] = []
-
-    def defer(number: int, frame: Any) -> None:
-        pending.append((number, time.monotonic()))
-        if pending[-1][1] - pending[0][1] > AT_ONCE:
-            handler = own[signal.Signals(number)]
-            (handler if callable(handler) else signal.default_int_handler)(number, frame)
+    pending: list[int] = []
 
     def handle() -> None:
-        for number, _ in pending[:1]:
-            signal.raise_signal(number)
+        for number in pending[:1]:
+            handler = own[signal.Signals(number)]
+            handler(number, None) if callable(handler) else signal.raise_signal(number)
 
     with contextlib.ExitStack() as stack:
         stack.callback(handle)
@@ -113,9 +110,27 @@ def own_signals(starting: bool) -> Iterator[None]:
             call = ctypes.PyDLL(raylet.__file__)[f"_ZN3ray6RayLog{change}"]
             call(*((None, False) if starting else ()))
         for number, handler in own.items():
-            signal.signal(number, handler if handler == signal.SIG_IGN else defer)
+            ignored = handler == signal.SIG_IGN
+            signal.signal(number, handler if ignored else lambda n, frame: pending.append(n))
         utils.set_sigterm_handler = lambda handler: None
         yield
+
+
+def head_client() -> Any:
+    """This process's connection to the head of its cluster."""
+    return worker.global_worker.gcs_client
+
+
+def leave() -> None:
+    """Ends what `ray.init` began. A Ray that does not answer is let be, as it is by what Ray and
+    Tune would have done at the end of this process."""
+    try:
+        within(STOP, ray.shutdown)
+    except TimeoutError:
+        from ray.tune import registry
+
+        for unanswered in (ray.shutdown, registry._unregister_all):
+            atexit.unregister(unanswered)
 
 
 def job_client() -> type[Any]:

@@ -28,12 +28,14 @@ from clsearch.search import local
 from clsearch.search._ray import (
     Node,
     authenticated,
+    leave,
     own_signals,
     ray,
     ray_constants,
     services,
     tune,
 )
+from clsearch.search.head import HeadWatch
 from clsearch.search.probe import asks_for_token, find
 from clsearch.search.reach import not_asked, unreached
 from clsearch.search.shipping import packed, place_here, shown_here, this_node, unpacked
@@ -61,6 +63,7 @@ class RaySearcher:
         self.address, self._folder = address, ""
         self._refs: dict[str, Any] = {}
         self._run: TuneRun | None = None
+        self._watch: HeadWatch | None = None
         _quiet()
         local.sweep()
         try:
@@ -103,6 +106,7 @@ class RaySearcher:
         )
         bundles = tune.PlacementGroupFactory([self.bundle])
         self._run = TuneRun(tune.with_resources(trainable, bundles), self.workers)
+        self._watch = HeadWatch(self._run.events.put)
 
     def submit(self, jobs: Sequence[Job], data: Mapping[int, TaskData]) -> None:
         """Takes jobs, which Tune is given as workers get free."""
@@ -129,6 +133,9 @@ class RaySearcher:
 
     def end(self) -> None:
         """Ends a search, whatever workers do."""
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
         if self._run is not None:
             self._run.end()
             self._run = None
@@ -153,7 +160,7 @@ class RaySearcher:
         """Stops a local Ray and deletes its folder, or leaves the cluster."""
         self.end()
         with own_signals(starting=False):
-            ray.shutdown()
+            leave()
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
