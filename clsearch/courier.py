@@ -97,7 +97,7 @@ class Courier:
         self._sent = set(waiting)
         """What was sent and is not in the ledger: it waits, or was rejected."""
         before = (*ledger, *waiting)
-        self._place = {name: number for number, name in enumerate(before)}
+        self._order = {name: number for number, name in enumerate(before)}
         """Of what other processes have sent, and was not rejected: its place among the others."""
         others = [name for name in before if not name.startswith(FINISH)]
         self._latest = others[-1] if others else None
@@ -121,8 +121,8 @@ class Courier:
         plain = {"kind": kind, **jsonable(content)}
         after = self._latest if kind == FINISH else None
         identity = f"{kind}-{digest([plain, after])}"
-        while (sent := self._place.get(identity)) is not None:
-            if all(self._place.get(name, math.inf) < sent for name in about):
+        while (sent := self._order.get(identity)) is not None:
+            if all(self._order.get(name, math.inf) < sent for name in about):
                 break
             identity = f"{kind}-{digest([plain, identity])}"
         if identity in self._sent or identity in self._ledger:

@@ -140,7 +140,7 @@ def _reached(config: Config, out: Path) -> Store:
 def plan_search(config: Config, out: Path, options: Options, console: Console) -> None:
     """Prints what a search would do and take; checks all that can be, and writes nothing.
 
-    Raises `InputError`.
+    Raises `InputError`, and `StoreError` for a database of MLflow that is busy.
     """
     from clsearch.dry_run import print_forecast
     from clsearch.sequence import Search
@@ -229,8 +229,13 @@ def watched(step: str) -> Iterator[None]:
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for this process
     )
+
+    def interrupted() -> str:
+        watcher.communicate(b"it is said")
+        return step
+
     try:
-        with stopper.saying(None):
+        with stopper.saying(interrupted):
             yield
     finally:
         watcher.communicate(b"it ended by itself")

@@ -32,11 +32,12 @@ FOREIGN = f"""select 1 from sqlite_master
 _TABLES = "select name from sqlite_master where type = 'table'"
 _EMPTY = """select 1 where not exists (select 1 from sqlite_master
     where type in ('table', 'view') and name not like 'sqlite!_%' escape '!')"""
-_MLFLOWS = "select 1 from pragma_table_info('experiments') where name = 'artifact_location'"
+_MLFLOWS = """select 1 from sqlite_master as made, pragma_table_info('experiments') as part
+    where made.type = 'table' and made.name = 'experiments' and part.name = 'artifact_location'"""
 """The table that MLflow makes first, in all its versions."""
-BUSY, SOON, STEP = 30.0, 5.0, 0.25
-"""Seconds that another process may hold the database: as it is put right; as somebody waits for a
-word; and at a time, since SQLite's own wait hears no Ctrl-C."""
+BUSY, LOOK, STEP = 30.0, 5.0, 0.25
+"""Seconds that another process may hold the database while it is put right, and while it is looked
+at, for which somebody waits; and of one wait of SQLite's, in which no Ctrl-C is heard."""
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ def wrong_with(database: Path, own: bool) -> str:
 
     try:
         mode = "rw" if own else "ro"
-        found = _transaction(f"{_address(database)}?mode={mode}", tables, SOON)
+        found = _transaction(f"{_address(database)}?mode={mode}", tables, LOOK)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         code = _code(error, sqlite3.SQLITE_CORRUPT)
         if code in DAMAGED:
@@ -88,18 +89,21 @@ def wrong_with(database: Path, own: bool) -> str:
 
 
 def not_mlflows(database: Path) -> str:
-    """Why MLflow may not make its tables in a file of SQLite; empty where it may, and for its own,
-    whatever its version. Raises `StoreError` for one that is busy."""
+    """Why MLflow may not make its tables in a file of SQLite; empty where it may, for its own,
+    whatever its version, and for one that cannot be read, of which MLflow will say so. Raises
+    `StoreError` for one that is busy."""
 
     def free_or_mlflows(opened: sqlite3.Connection) -> bool:
         return bool(opened.execute(_EMPTY).fetchone() or opened.execute(_MLFLOWS).fetchone())
 
     try:
-        free = _transaction(f"{_address(database)}?mode=rw", free_or_mlflows, SOON)
+        free = _transaction(f"{_address(database)}?mode=ro", free_or_mlflows, LOOK)
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        if _code(error, sqlite3.SQLITE_CORRUPT) in DAMAGED:
-            return f"is damaged ({error})"
-        raise StoreError(f"{database} cannot be read: {error}") from error
+        code = _code(error, sqlite3.SQLITE_CORRUPT)
+        if code == sqlite3.SQLITE_BUSY:
+            step = "Another program holds it: try again when that is over."
+            raise StoreError(f"{database} cannot be read: {error}. {step}") from error
+        return f"is damaged ({error})" if code in DAMAGED else ""
     return "" if free else "has tables, and not those of MLflow"
 
 

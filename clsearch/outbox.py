@@ -88,11 +88,15 @@ class Entry:
             raise DamagedError(f"{self.file} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise DamagedError(f"{self.file} does not hold an entry.")
+        wanted = content.pop("sha256", None)
         try:
-            whole = content.pop("sha256", None) == _sums(content, self.files)
-        except OSError as error:
+            found = _sums(content, self.files)
+        except (OSError, StoreError) as error:
             raise DamagedError(f"{self.files} cannot be read: {error}") from error
-        if not whole:
+        # A delivery that failed has left files of its own beside those that were written.
+        if not isinstance(wanted, dict) or not {"", *wanted} <= {
+            name for name, sum in found.items() if wanted.get(name) == sum
+        }:
             raise DamagedError(f"{self.file}, or a file of it, is not what was written.")
         return content
 
@@ -204,23 +208,22 @@ class Outbox:
         """Deletes what a killed process left half written."""
         if not self.folder.is_dir():
             return
-        for path in half_written(self.folder):
-            path.unlink(missing_ok=True)
-        for path in self.folder.glob("*.files"):
-            if not path.with_suffix(".json").exists():
+        lone = [p for p in self.folder.glob("*.files") if not p.with_suffix(".json").exists()]
+        for path in (*half_written(self.folder), *lone):
+            with contextlib.suppress(OSError):
                 _delete(path)
 
 
 def _sums(content: Mapping[str, Any], files: Path) -> dict[str, str]:
-    """The checksums of an entry: of its content, under no name, and of its files by theirs."""
+    """The checksums of an entry: of its files by their names, and, without one, of its content."""
     paths = sorted(path for path in files.rglob("*") if path.is_file())
     sums = {path.relative_to(files).as_posix(): file_sha256(path) for path in paths}
     return {"": digest(content), **sums}
 
 
 def _delete(path: Path) -> None:
-    """Deletes a folder with all in it, or a file or link, or nothing."""
+    """Deletes a folder with all in it, or a file or link, or nothing. Raises `OSError`."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

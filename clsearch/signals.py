@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -15,25 +16,35 @@ from typing import Any, NoReturn
 
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
-AT_ONCE, UNHEARD, ENDING = 1.0, 10.0, 45.0
-"""Seconds: within which a second signal is the first one, as `timeout` sends it twice; that one may
-stay unheard by Python, whose main thread can be in somebody else's code for ever; and until a
-command that was stopped has ended."""
+AT_ONCE = 1.0
+"""Seconds within which a second signal is the first one: `timeout` sends it twice."""
+UNHEARD, ENDING = 10.0, 45.0
+"""Seconds that a signal may stay unheard, while the main thread is in code that is not Python; and
+that a command may take to end, once Python has heard the first."""
+SAYING = 2.0
+"""Seconds to say something in: the folder, and the terminal, may hang too."""
 
 
 class Stopper:
-    """Ends a command that was stopped and does not end by itself, with exit code 130: what hangs
-    then hangs in code of others. Nothing is lost by it: a search can be killed at any time."""
+    """Ends a command that was stopped and does not end by itself, with exit code 130: it hangs in
+    code of others. Nothing is lost by it: a search can be killed at any time."""
 
     def __init__(self) -> None:
-        self.heard = threading.Event()
+        self.heard = False
+        """Whether Python has run a handler."""
+        self.handled = False
+        """Whether that has raised: what is at work ends."""
         self.way_on: Callable[[], str] | None = str
-        """What to say after a command that was interrupted; None if that is said by others."""
+        """What to do after a command that was interrupted; None once that is said."""
 
     def watch(self) -> None:
-        """From now on. Python's own handlers write into the pipe when a signal comes, whatever the
-        main thread does, which is to run the others."""
-        reader, writer = os.pipe()
+        """Watches from now on. Python writes the number of each signal that has a handler into a
+        pipe as soon as it comes; to run the handler, it waits for the main thread."""
+        pipe = os.pipe()
+        # Not in place of a standard stream that is closed.
+        reader, writer = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) for end in pipe)
+        for end in pipe:
+            os.close(end)
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(
@@ -41,26 +52,29 @@ class Stopper:
         ).start()
 
     def _watch(self, reader: int) -> None:
-        while not self._came(reader, None):
+        while not _stop_in(reader, None):
             pass
         first = time.monotonic()
-        while (now := time.monotonic()) < first + (ENDING if self.heard.is_set() else UNHEARD):
-            if self._came(reader, 0.2) and not self.heard.is_set() and now > first + AT_ONCE:
+        while time.monotonic() < first + (ENDING if self.heard else UNHEARD):
+            again = _stop_in(reader, 0.2) and time.monotonic() > first + AT_ONCE
+            if again and not self.handled:
                 break
-        if self.way_on is not None:
-            said = f"clsearch: interrupted. {self.way_on()}".rstrip()
-            with contextlib.suppress(OSError):
-                os.write(2, f"{said}\n".encode(errors="replace"))
-        os._exit(130)
+        try:
+            saying = threading.Thread(target=self._say, daemon=True)
+            saying.start()
+            saying.join(SAYING)
+        finally:
+            os._exit(130)
 
-    def _came(self, reader: int, seconds: float | None) -> bool:
-        """Whether a signal that stops comes within so many seconds."""
-        ready, _, _ = select.select([reader], [], [], seconds)
-        return bool(ready) and not STOPS.isdisjoint(os.read(reader, 4096))
+    def _say(self) -> None:
+        if self.way_on is not None:
+            with contextlib.suppress(OSError):
+                said = f"clsearch: interrupted. {self.way_on()}".rstrip()
+                os.write(2, f"{said}\n".encode(errors="replace"))
 
     @contextlib.contextmanager
-    def saying(self, way_on: Callable[[], str] | None) -> Iterator[None]:
-        """What to say in the meantime."""
+    def saying(self, way_on: Callable[[], str]) -> Iterator[None]:
+        """Has this said of what is interrupted within the block."""
         before, self.way_on = self.way_on, way_on
         try:
             yield
@@ -68,11 +82,17 @@ class Stopper:
             self.way_on = before
 
 
+def _stop_in(reader: int, seconds: float | None) -> bool:
+    """Whether a signal that stops comes within so many seconds."""
+    ready, _, _ = select.select([reader], [], [], seconds)
+    return bool(ready) and not STOPS.isdisjoint(os.read(reader, 4096))
+
+
 stopper = Stopper()
 
 
 def _stop(signum: int, frame: Any) -> NoReturn:
-    stopper.heard.set()
+    stopper.heard = stopper.handled = True
     raise KeyboardInterrupt
 
 
@@ -86,8 +106,8 @@ def _stop_again(dropped: sys.UnraisableHookArgs) -> None:
 
 
 def stop_on_signals() -> None:
-    """SIGTERM and SIGHUP stop the command as Ctrl-C does, whatever it is doing when they come; in
-    the end with exit code 130 without its help (`Stopper`)."""
+    """SIGTERM and SIGHUP stop the command as Ctrl-C does, whatever it is doing when they come; the
+    `Stopper` ends one that hangs."""
     for number in STOPS:
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` stays in force
             signal.signal(number, _stop)

@@ -60,9 +60,9 @@ class MLflowTracker:
     """The `Tracker` that writes to MLflow: a database in `out`, or the server at `uri`.
 
     `system_metrics`: the load of this machine is sampled too, straight to MLflow. `apart`: MLflow's
-    client is in a process of its own. Raises `InputError` for an address MLflow cannot use, and
-    every call `StoreError` if the outbox cannot be written. Environment variables of `SETTINGS` are
-    set unless the user has set them.
+    client is in a process of its own. Raises `InputError` for an address MLflow cannot use,
+    `StoreError` for a database that is busy, and from every call if the outbox cannot be written.
+    Environment variables of `SETTINGS` are set unless the user has set them.
     """
 
     def __init__(
@@ -217,7 +217,8 @@ def store_of(out: Path, uri: str | None, field: str = "out") -> tuple[str, str |
 
 
 def writable_store_of(out: Path, uri: str | None) -> tuple[str, str | None]:
-    """`store_of` for who writes there. Raises `InputError` for a database of something else too."""
+    """`store_of` for who writes there. Raises `InputError` for a database of something else too,
+    `StoreError` for one that is busy."""
     store, artifacts = store_of(out, uri)
     database = database_of(store) if artifacts is None else None
     if database is not None and database.is_file() and (wrong := not_mlflows(database)):

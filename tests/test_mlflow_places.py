@@ -312,7 +312,11 @@ def test_a_search_leaves_a_database_of_something_else_alone(tmp_path: Path, call
     change(tmp_path, "create table t (i integer primary key autoincrement)", "drop table t")
     assert writable_store_of(tmp_path, uri) == (uri, None)  # what SQLite made for itself stays
     config, out = write_config(tmp_path / "c.yaml"), tmp_path / "out"
-    for other in ("view v as select 1", "table experiments (name)", "table runs (name)"):
+    for other in (
+        "view experiments as select 1 as artifact_location",
+        "table experiments (name)",
+        "table runs (name)",
+    ):
         change(tmp_path, f"create {other}")
         before = database.read_bytes()
         for more in ((), ("--dry-run",)):
@@ -328,10 +332,10 @@ def test_a_search_leaves_a_database_of_something_else_alone(tmp_path: Path, call
         MLflowTracker(tmp_path, uri)
 
 
-def test_a_search_says_who_is_waited_for_in_vain(
+def test_a_search_says_which_database_is_busy(
     tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clsearch.mlflow_places.SOON", 0.1)
+    monkeypatch.setattr("clsearch.mlflow_places.LOOK", 0.1)
     database, config = tmp_path / "mine.db", write_config(tmp_path / "c.yaml")
     with contextlib.closing(sqlite3.connect(database)) as busy:
         busy.execute("begin exclusive")
@@ -339,8 +343,10 @@ def test_a_search_says_who_is_waited_for_in_vain(
             uri = f"sqlite:///{database}"
             ended = call("run", config, "--out", tmp_path / "out", "--tracking-uri", uri, *more)
             assert (ended.code, ended.out) == (1, "")
-            assert f"{database} cannot be read: database is locked" in ended.err
-            assert len(ended.err.splitlines()) <= 2
+            told = f"clsearch: {database} cannot be read: database is locked. "
+            first, *rest = ended.err.splitlines()
+            assert first == f"{told}Another program holds it: try again when that is over."
+            assert all(line == "Nothing was written." for line in rest)
 
 
 BOUNDED = """

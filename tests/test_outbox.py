@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from clsearch.courier import FINISH, Courier, Ledger
-from clsearch.errors import StoreError
+from clsearch.errors import DamagedError, StoreError
 from clsearch.mlflow_runs import refused
 from clsearch.outbox import Entry, Outbox
 
@@ -65,6 +66,30 @@ def test_an_entry_with_a_link_is_set_aside_and_nothing_of_it_is_sent(
     assert [path.name for path in box.rglob("*")] == ["rejected", "finish-abc.json"]
     assert "a link, a device or a pipe" in (box / "rejected" / "finish-abc.json").read_text()
     assert {path.name for path in own.rglob("*")} == {"entry", "report", "key"}
+
+
+@pytest.mark.parametrize("damage", ["the entry", "a file", "a file gone", "no checksum", "nothing"])
+def test_an_entry_that_is_not_what_was_written_is_damaged(tmp_path: Path, damage: str) -> None:
+    """But for files that a delivery that failed has added."""
+    box, source = Outbox(tmp_path / "outbox"), tmp_path / "source"
+    source.write_text("one")
+    box.append("x-a", {"n": 1}, {"deep/file": source})
+    entry = box.first()
+    assert entry is not None
+    file = entry.files / "deep" / "file"
+    (file.parent / "MLmodel").write_text("added")
+    content = json.loads(entry.file.read_text())
+    if damage == "the entry":
+        entry.file.write_text(json.dumps({**content, "n": 2}))
+    elif damage == "a file":
+        file.write_text("One")
+    elif damage == "a file gone":
+        file.unlink()
+    elif damage == "no checksum":
+        entry.file.write_text(json.dumps({"n": 1, "sha256": {}}))
+    wanted = contextlib.nullcontext() if damage == "nothing" else pytest.raises(DamagedError)
+    with wanted:
+        assert entry.read() == {"n": 1}
 
 
 def test_an_outbox_that_is_a_link_is_refused(tmp_path: Path) -> None:
@@ -181,8 +206,7 @@ def test_what_adds_to_an_entry_is_sent_again_after_it(tmp_path: Path) -> None:
         return list(delivered)
 
     def damage(trial: int) -> None:
-        [*_, entry] = (file for file in sorted(box.glob("*-trial-*.json"))[:trial])
-        entry.write_text("{")
+        sorted(box.glob("*-trial-*.json"))[trial - 1].write_text("{")
 
     assert process(away=True) == []
     damage(2)

@@ -374,7 +374,7 @@ def test_a_database_that_is_busy_or_was_left_half_written_says_what_helps(
         for table in TABLES:
             opened.execute(f"create table {table} (name)")
     run_folder(tmp_path, uri=f"sqlite:///{database}")
-    monkeypatch.setattr("clsearch.mlflow_places.SOON", 0.1)
+    monkeypatch.setattr("clsearch.mlflow_places.LOOK", 0.1)
     with contextlib.closing(sqlite3.connect(database)) as busy:
         busy.execute("begin exclusive")
         ended = call("ui", tmp_path)
@@ -401,9 +401,9 @@ def test_a_server_ends_also_for_who_has_no_patience() -> None:
     assert server.stdout is not None
     server.stdout.readline()
     own = signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - nothing else may be interrupted
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
             _end(server)
         assert server.wait(30) == -signal.SIGKILL
     finally:

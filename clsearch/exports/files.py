@@ -146,7 +146,7 @@ def write_model_files(
 
 
 _Number = Annotated[int, Field(ge=1, le=1_000_000_000)]
-"""Of a size, a class or a task; the limit is for messages, which show it."""
+"""Of a size, a class or a task. The limit is above all of them: messages show the number."""
 
 
 class _Task(BaseModel):

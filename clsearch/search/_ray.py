@@ -9,11 +9,13 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clsearch.search import local
 from clsearch.search.reach import within
+from clsearch.signals import AT_ONCE, STOPS, stopper
 
 for _name, _value in {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -47,6 +49,7 @@ __all__ = [
     "raylet",
     "scheduling_strategies",
     "services",
+    "stuck",
 ]
 
 
@@ -82,7 +85,8 @@ _INSTALL, _UNINSTALL = "27InstallFailureSignalHandlerEPKcb", "21UninstallSignalA
 def own_signals(starting: bool) -> Iterator[None]:
     """Keeps the handlers of this process while Ray starts or stops. A signal that comes meanwhile
     is handled at the end: in between, Ray's code may drop what a handler raises, and hold a lock
-    for ever. Does nothing in another thread than the main one.
+    for ever. A second one, later than `AT_ONCE`, is handled as soon as Python can. Does nothing in
+    another thread than the main one.
 
     Ray installs its failure signal handler where it finds none, and takes it away where there is
     one. Both are done here, at once before the handlers of this process are put in place, so that
@@ -91,17 +95,22 @@ def own_signals(starting: bool) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    own = {n: handler for n in numbers if (handler := signal.getsignal(n)) is not None}
-    pending: list[int] = []
+    own = {n: handler for n in STOPS if (handler := signal.getsignal(n)) is not None}
+    came: list[tuple[int, float]] = []
 
-    def handle() -> None:
-        for number in pending[:1]:
-            handler = own[signal.Signals(number)]
-            handler(number, None) if callable(handler) else signal.raise_signal(number)
+    def handle(number: int, frame: Any) -> None:
+        # Not sent again: who watches the signals would take it for a second one.
+        handler = own[signal.Signals(number)]
+        handler(number, frame) if callable(handler) else signal.raise_signal(number)
+
+    def note(number: int, frame: Any) -> None:
+        stopper.heard = True
+        came.append((number, time.monotonic()))
+        if came[-1][1] > came[0][1] + AT_ONCE:
+            handle(number, frame)
 
     with contextlib.ExitStack() as stack:
-        stack.callback(handle)
+        stack.callback(lambda: handle(came[0][0], None) if came else None)
         stack.callback(setattr, utils, "set_sigterm_handler", utils.set_sigterm_handler)
         for number, handler in own.items():
             stack.callback(signal.signal, number, handler)
@@ -110,8 +119,7 @@ def own_signals(starting: bool) -> Iterator[None]:
             call = ctypes.PyDLL(raylet.__file__)[f"_ZN3ray6RayLog{change}"]
             call(*((None, False) if starting else ()))
         for number, handler in own.items():
-            ignored = handler == signal.SIG_IGN
-            signal.signal(number, handler if ignored else lambda n, frame: pending.append(n))
+            signal.signal(number, handler if handler == signal.SIG_IGN else note)
         utils.set_sigterm_handler = lambda handler: None
         yield
 
@@ -122,15 +130,24 @@ def head_client() -> Any:
 
 
 def leave() -> None:
-    """Ends what `ray.init` began. A Ray that does not answer is let be, as it is by what Ray and
-    Tune would have done at the end of this process."""
+    """Ends what `ray.init` began, if Ray answers. If not, Ray's and Tune's exit hooks, which would
+    wait for it, are taken off, and this process is `stuck`."""
     try:
         within(STOP, ray.shutdown)
     except TimeoutError:
         from ray.tune import registry
 
-        for unanswered in (ray.shutdown, registry._unregister_all):
-            atexit.unregister(unanswered)
+        _stuck.set()
+        for hook in (ray.shutdown, registry._unregister_all):
+            atexit.unregister(hook)
+
+
+_stuck = threading.Event()
+
+
+def stuck() -> bool:
+    """Whether a Ray did not end in this process, which cannot start another one."""
+    return _stuck.is_set()
 
 
 def job_client() -> type[Any]:

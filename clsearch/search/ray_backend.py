@@ -33,6 +33,7 @@ from clsearch.search._ray import (
     ray,
     ray_constants,
     services,
+    stuck,
     tune,
 )
 from clsearch.search.head import HeadWatch
@@ -64,6 +65,8 @@ class RaySearcher:
         self._refs: dict[str, Any] = {}
         self._run: TuneRun | None = None
         self._watch: HeadWatch | None = None
+        if stuck():
+            raise ClsearchError("the Ray before did not end. Go on in a new process.")
         _quiet()
         local.sweep()
         try:
