@@ -91,8 +91,8 @@ class Entry:
         wanted = content.pop("sha256", None)
         try:
             found = _sums(content, self.files)
-        except (OSError, StoreError) as error:
-            raise DamagedError(f"{self.files} cannot be read: {error}") from error
+        except (OSError, StoreError, ValueError) as error:  # a number that JSON has not, among them
+            raise DamagedError(f"{self.file} cannot be checked: {error}") from error
         # A delivery that failed has left files of its own beside those that were written.
         if not isinstance(wanted, dict) or not {"", *wanted} <= {
             name for name, sum in found.items() if wanted.get(name) == sum

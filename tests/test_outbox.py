@@ -68,7 +68,9 @@ def test_an_entry_with_a_link_is_set_aside_and_nothing_of_it_is_sent(
     assert {path.name for path in own.rglob("*")} == {"entry", "report", "key"}
 
 
-@pytest.mark.parametrize("damage", ["the entry", "a file", "a file gone", "no checksum", "nothing"])
+@pytest.mark.parametrize(
+    "damage", ["the entry", "a file", "a file gone", "no checksum", "infinity", "nothing"]
+)
 def test_an_entry_that_is_not_what_was_written_is_damaged(tmp_path: Path, damage: str) -> None:
     """But for files that a delivery that failed has added."""
     box, source = Outbox(tmp_path / "outbox"), tmp_path / "source"
@@ -85,6 +87,8 @@ def test_an_entry_that_is_not_what_was_written_is_damaged(tmp_path: Path, damage
         file.write_text("One")
     elif damage == "a file gone":
         file.unlink()
+    elif damage == "infinity":
+        entry.file.write_text('{"n": 1e999, "sha256": {}}')
     elif damage == "no checksum":
         entry.file.write_text(json.dumps({"n": 1, "sha256": {}}))
     wanted = contextlib.nullcontext() if damage == "nothing" else pytest.raises(DamagedError)
