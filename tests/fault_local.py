@@ -241,7 +241,7 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk takes root")
+        pytest.skip("mounting a small disk takes root, and the right to mount")
     try:
         yield
     finally:
